@@ -1,0 +1,117 @@
+"""Any form of data as a fixed list of batches."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from sharpness.errors import DataError
+from sharpness.objective.losses import length
+from sharpness.random import preserved_random_state
+
+COLLATE = 1024  # examples stacked at a time when a Dataset is read
+
+
+def freeze(data: Any) -> list[Any]:
+    """The batches of ``data``, read once and held: tensors stay one batch, a loader keeps its own batches.
+
+    A loader that reshuffles is accepted, since the order of examples is no part of f; one that yields other examples
+    the second time (random augmentation) is refused with ``DataError``.
+    """
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, (tuple, list)) and data and all(isinstance(part, torch.Tensor) for part in data):
+        _check_lengths(data)
+        return [tuple(data)]
+    if isinstance(data, IterableDataset):
+        data = DataLoader(data, batch_size=COLLATE)
+    elif isinstance(data, Dataset):
+        data = DataLoader(data, batch_size=COLLATE)
+    if iter(data) is data:
+        raise DataError(
+            "expected data that can be read more than once (tensors, Dataset, DataLoader, a list of batches); got an "
+            f"iterator of type {type(data).__name__}. Pass list(data)."
+        )
+    batches = [_plain(batch) for batch in _read(data)]
+    if not batches:
+        raise DataError("expected at least one batch of data; got none")
+    again = sum(_fingerprint(_plain(batch)) for batch in _read(data))
+    if again != sum(map(_fingerprint, batches)):
+        raise DataError(
+            "expected the same examples each time the data are read; got others the second time. Turn off random "
+            "augmentation (and drop_last together with shuffle) in the loader given to the analysis."
+        )
+    return batches
+
+
+def chunked(batches: list[Any], size: int) -> list[Any]:
+    """The batches cut to at most ``size`` examples each, as views."""
+    return [piece for batch in batches for piece in _cut(batch, size)]
+
+
+def tree_map(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
+    """``function`` applied to every tensor of a batch."""
+    if isinstance(batch, torch.Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        return {key: tree_map(function, value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(tree_map(function, part) for part in batch)
+    return batch
+
+
+def _cut(batch: Any, size: int) -> Iterator[Any]:
+    count = length(batch)
+    for start in range(0, count, size):
+        yield tree_map(lambda t, start=start: t[start : start + size], batch)  # type: ignore[misc]
+
+
+def _read(data: Iterable[Any]) -> Iterator[Any]:
+    loader_generator = getattr(data, "generator", None)
+    state = loader_generator.get_state() if isinstance(loader_generator, torch.Generator) else None
+    with preserved_random_state():
+        yield from data
+    if state is not None:
+        loader_generator.set_state(state)  # type: ignore[union-attr]
+
+
+def _plain(batch: Any) -> Any:
+    """A batch of tuples, dictionaries and tensors only; mappings such as BatchEncoding become dictionaries."""
+    if isinstance(batch, torch.Tensor):
+        raise DataError("expected batches of (inputs, targets) or dictionaries; got a lone tensor without targets")
+    plain = tree_map(lambda t: t, batch)
+    tensors = list(_tensors(plain))
+    if not tensors:
+        raise DataError(f"expected batches of tensors; got {type(batch).__name__} without any")
+    _check_lengths(tensors)
+    return plain
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)
+
+
+def _check_lengths(tensors: Iterable[torch.Tensor]) -> None:
+    lengths = [len(t) if t.ndim else 0 for t in tensors]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise DataError(f"expected inputs and targets of one equal, positive length; got lengths {lengths}")
+
+
+def _fingerprint(batch: Any) -> int:
+    """A number that depends on which examples a batch holds but not on their order."""
+    columns = [t.detach().cpu().contiguous() for t in _tensors(batch)]
+    total = 0
+    for row in range(length(batch)):
+        code = 0
+        for column in columns:
+            code = zlib.crc32(column[row].reshape(-1).view(torch.uint8).numpy().tobytes(), code)
+        total += code
+    return total

@@ -1,0 +1,99 @@
+"""How one batch becomes Σ losses and Σ weights, so that f = Σ losses / Σ weights over any split of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from sharpness.errors import UnsupportedModelError
+
+
+def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each example in nats, not averaged.
+
+    >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))  # ln 4
+    tensor([1.3863, 1.3863])
+    """
+    return F.cross_entropy(output, target, reduction="none")
+
+
+class Term(NamedTuple):
+    """One batch's share of f: Σ losses (a scalar tensor), Σ weights, and the model's output."""
+
+    total: torch.Tensor
+    weight: torch.Tensor | float
+    output: Any
+
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """The user's loss, whichever of its forms it has, as a function of (model, batch).
+
+    ``loss(output, target)`` may return per-example losses of any shape, a pair ``(sum, weight)``, or a scalar, which
+    is taken as a mean over the batch. ``"model"`` takes ``model(**batch).loss`` as such a mean.
+    """
+
+    loss: Callable[..., Any] | str
+    weight: Callable[[Any], Any] | None = None
+
+    def __call__(self, model: Callable[..., Any], batch: Any) -> Term:
+        output, result = self._apply(model, batch)
+        if isinstance(result, tuple):
+            total, weight = result
+            return Term(total, weight, output)
+        if not isinstance(result, torch.Tensor):
+            raise UnsupportedModelError(
+                "expected the loss to return a tensor (per-example losses or their mean) or a pair (sum, weight); "
+                f"got {type(result).__name__}"
+            )
+        if result.ndim == 0:
+            weight = length(batch) if self.weight is None else self.weight(batch)
+            return Term(result * weight, weight, output)
+        weight = result.numel() if self.weight is None else self.weight(batch)
+        return Term(result.sum(dtype=torch.float64), weight, output)
+
+    def _apply(self, model: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
+        if isinstance(self.loss, str):
+            if self.loss != "model" or not isinstance(batch, Mapping):
+                raise UnsupportedModelError(
+                    'expected loss(output, target), or loss="model" with dictionary batches; '
+                    f"got loss={self.loss!r} with a batch of type {type(batch).__name__}"
+                )
+            output = model(**batch)
+            return output, output["loss"] if isinstance(output, Mapping) else output.loss
+        if isinstance(batch, Mapping):
+            output = model(**batch)
+            return output, self.loss(output, batch)
+        *inputs, target = batch
+        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
+            output = model(**inputs[0])
+        else:
+            output = model(*inputs)
+        return output, self.loss(output, target)
+
+
+def length(batch: Any) -> int:
+    """The number of examples in a batch: the first dimension of its first tensor."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch)
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    return length(next(iter(parts)))
+
+
+def correct(output: Any, batch: Any) -> tuple[int, int] | None:
+    """How many targets the largest output hits, of how many; None where that has no meaning.
+
+    Negative targets (the usual mask) do not count.
+    """
+    target = None if isinstance(batch, Mapping) else batch[-1]
+    if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
+        return None
+    if target.is_floating_point() or output.ndim < 2 or output.shape[:1] + output.shape[2:] != target.shape:
+        return None
+    counted = target >= 0
+    hits = (output.argmax(1) == target) & counted
+    return int(hits.sum()), int(counted.sum())

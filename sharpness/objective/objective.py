@@ -1,0 +1,402 @@
+"""f on one data set, as a frozen function of θ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sharpness.errors import (
+    NonDeterministicError,
+    NonFiniteError,
+    ShapeError,
+    UnsupportedModelError,
+)
+from sharpness.objective.batches import chunked, freeze, tree_map
+from sharpness.objective.losses import BatchLoss, Term, correct, length
+from sharpness.objective.snapshot import Snapshot, unwrap
+from sharpness.params import ParamSpace, Point, as_point
+from sharpness.random import preserved_random_state
+
+ACTIVATION_BYTES = {"cpu": 2**28, "cuda": 2**32}  # what one chunk's saved activations may take by default
+BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
+
+
+class Evaluation(NamedTuple):
+    """Loss in nats, accuracy in [0, 1] (NaN where it has no meaning) and Σ weights of one data set at one point."""
+
+    loss: float
+    accuracy: float
+    weight: float
+
+
+class Objective:
+    """f(θ) = Σ losses / Σ weights over a whole data set (+ ½·l2·‖θ‖²), a frozen function of θ.
+
+    It owns the data, the averaging, the chunks, the device, the batch-norm policy and a private copy of the model; it
+    holds no current point. Sums over chunks are accumulated in float64, so chunk size and order change f by rounding
+    only. Made by ``from_module``.
+
+    Wherever a method takes ``place`` it takes θ of shape (n,), a ``Point`` or a ``Minimizer``; the latter two bring
+    their own buffers (running statistics), θ alone uses those the model had.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: BatchLoss,
+        batches: list[Any],
+        space: ParamSpace,
+        *,
+        l2: float,
+        chunk_size: int | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        batchnorm: str,
+    ) -> None:
+        self._module, self._loss, self._source = module, loss, batches
+        self.space, self.l2, self.device, self.dtype, self.batchnorm = space, l2, device, dtype, batchnorm
+        self._snapshot = Snapshot(module, device, dtype)
+        self._snapshot.check_policy(batchnorm)
+        self._requested_chunk_size = chunk_size
+        self._batches = [tree_map(self._place, batch) for batch in batches]
+        self.chunk_size = chunk_size or self._default_chunk_size()
+        self._chunks = chunked(self._batches, self.chunk_size)
+        self._verify()
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        loss: Callable[..., Any] | str,
+        data: Any,
+        *,
+        weight: Callable[[Any], Any] | None = None,
+        l2: float = 0.0,
+        chunk_size: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        parameters: str | Sequence[str] | None = None,
+        batchnorm: str = "eval",
+    ) -> tuple[Objective, torch.Tensor]:
+        """The objective of a model, loss and data set, and the model's current θ of shape (n,).
+
+        The module is copied in eval mode and never touched.
+
+        Args:
+            module: any ``nn.Module``; compiled and data-parallel wrappers are unwrapped.
+            loss: ``loss(output, target)`` returning per-example losses of any shape, a pair ``(sum, weight)``, or a
+                scalar, taken as a mean over the batch and verified by splitting one; or ``"model"`` for models that
+                return an output with ``.loss`` when called with a dictionary batch.
+            data: ``(inputs, targets)`` tensors, a Dataset, a DataLoader, or any re-iterable of batches. Held in memory.
+            weight: total weight of a batch, where it is not its number of losses (masked tokens, class weights).
+            l2: adds ½·l2·‖θ‖² to f.
+            chunk_size: most examples processed at once; default: as many as save 256 MiB of activations (4 GiB on a
+                GPU), or 5,000 with ``batchnorm="batch"``, where the chunks are part of f.
+            device: default: where the module is.
+            dtype: float32 or float64; default: the module's, half precision raised to float32.
+            parameters: names or patterns of the parameters that make up θ; the others are constants. Default: every
+                parameter with ``requires_grad``.
+            batchnorm: ``"eval"`` running statistics of the point; ``"batch"`` statistics of each chunk, differentiated
+                through; ``"recompute"`` statistics re-estimated over the data at every point (values only).
+
+        Raises:
+            UnsupportedModelError: the scalar loss is no mean over examples, a layer cannot follow the policy, …
+            NonDeterministicError: two evaluations differ.
+            NonFiniteError: the loss at the model's own weights is NaN or infinite.
+            DataError: empty, inconsistent or randomly augmented data.
+
+        Example:
+            >>> model = nn.Linear(2, 1, bias=False)
+            >>> _ = model.weight.data.fill_(1.0)
+            >>> x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 1)
+            >>> f, theta = Objective.from_module(model, lambda output, target: (output - target) ** 2, (x, y))
+            >>> f.value(theta), f.gradient(theta).tolist()  # (1 + 4) / 2, and 2 Σ (w·x) x / 2
+            (2.5, [1.0, 4.0])
+        """
+        if not isinstance(module, nn.Module):
+            raise UnsupportedModelError(f"expected a torch.nn.Module; got {type(module).__name__}")
+        module = unwrap(module)
+        space = ParamSpace.of(module, parameters)
+        first = next(module.parameters())
+        if dtype is None:
+            dtype = first.dtype if first.dtype == torch.float64 else torch.float32
+        if dtype not in (torch.float32, torch.float64):
+            raise ShapeError(f"expected dtype torch.float32 or torch.float64 for the analysis; got {dtype}")
+        if chunk_size is not None and chunk_size < 1:
+            raise ShapeError(f"expected chunk_size >= 1; got {chunk_size}")
+        place = torch.device(device) if device is not None else first.device
+        if place.type == "mps":
+            raise UnsupportedModelError("device mps has no float64, in which sums are accumulated; use device='cpu'")
+        objective = cls(
+            module,
+            BatchLoss(loss, weight),
+            freeze(data),
+            space,
+            l2=float(l2),
+            chunk_size=chunk_size,
+            device=place,
+            dtype=dtype,
+            batchnorm=batchnorm,
+        )
+        objective._module = objective._snapshot.module  # the caller's module may change later; the copy does not
+        theta = space.flatten(dict(module.named_parameters())).to(device=place, dtype=dtype)
+        return objective, theta
+
+    def replace(self, *, batchnorm: str | None = None, dtype: torch.dtype | None = None) -> Objective:
+        """The same objective under another batch-norm policy or in another precision."""
+        return Objective(
+            self._module,
+            self._loss,
+            self._source,
+            self.space,
+            l2=self.l2,
+            chunk_size=self._requested_chunk_size,
+            device=self.device,
+            dtype=dtype or self.dtype,
+            batchnorm=batchnorm or self.batchnorm,
+        )
+
+    # What it is
+
+    @property
+    def size(self) -> int:
+        """n, the number of parameters."""
+        return self.space.size
+
+    @property
+    def examples(self) -> int:
+        """N, the number of examples."""
+        return sum(self.partition)
+
+    @property
+    def partition(self) -> tuple[int, ...]:
+        """The number of examples in each chunk."""
+        return tuple(length(chunk) for chunk in self._chunks)
+
+    @property
+    def has_batchnorm(self) -> bool:
+        """Whether the model has batch-norm layers, so that ``batchnorm`` matters."""
+        return bool(self._snapshot.batchnorm_layers)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Under which choices numbers of this objective hold; every record carries it."""
+        return {
+            "parameters": self.size,
+            "examples": self.examples,
+            "chunk_size": self.chunk_size,
+            "chunks": len(self._chunks),
+            "batchnorm": self.batchnorm if self.has_batchnorm else "none",
+            "l2": self.l2,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+        }
+
+    # What it computes
+
+    def point(self, place: Any) -> Point:
+        """``place`` as a checked ``Point`` on this objective's device, in its dtype."""
+        point = as_point(place)
+        self.space.check(point.theta)
+        theta = point.theta.detach().to(device=self.device, dtype=self.dtype)
+        if point.buffers is None:
+            return Point(theta)
+        self._snapshot.check_buffers(point.buffers)
+        return Point(theta, {name: self._place(b) for name, b in point.buffers.items()})
+
+    def value(self, place: Any) -> float:
+        """f(θ) in nats; NaN or infinite where it is. One pass over the data."""
+        return self.evaluate(place).loss
+
+    def evaluate(self, place: Any) -> Evaluation:
+        """Loss (with the l2 term, if any) and accuracy in one pass over the data."""
+        point = self._ready(place)
+        total = weight = 0.0
+        hits = counted = 0
+        with torch.no_grad():
+            for index, chunk in enumerate(self._chunks):
+                term = self.term(index, self.space.split(point.theta), point.buffers)
+                total += float(term.total)
+                weight += float(term.weight)
+                right = correct(term.output, chunk)
+                hits, counted = (hits + right[0], counted + right[1]) if right else (hits, counted)
+        return Evaluation(self._average(total, weight, point.theta), hits / counted if counted else math.nan, weight)
+
+    def gradient(self, place: Any) -> torch.Tensor:
+        """g = ∇f(θ) of shape (n,). One forward and one backward pass over the data."""
+        return self.value_and_gradient(place)[1]
+
+    def value_and_gradient(self, place: Any) -> tuple[float, torch.Tensor]:
+        """f(θ) and ∇f(θ) in one forward and one backward pass."""
+        self.check_differentiable()
+        point = self._ready(place)
+        total = weight = 0.0
+        gradient = torch.zeros(self.size, device=self.device, dtype=torch.float64)
+        for parts, term in self.gradients(point):
+            total += float(term.total.detach())
+            weight += float(term.weight)
+            gradient += torch.cat([part.reshape(-1) for part in parts])
+        gradient = gradient / weight + self.l2 * point.theta
+        return self._average(total, weight, point.theta), gradient.to(self.dtype)
+
+    def gradients(self, point: Point) -> Iterator[tuple[tuple[torch.Tensor, ...], Term]]:
+        """For each chunk the gradient of its Σ losses, in the parameters' shapes, and its term."""
+        leaves = [part.detach().requires_grad_() for part in self.space.split(point.theta)]
+        for index in range(len(self._chunks)):
+            term = self.term(index, leaves, point.buffers)
+            yield self.differentiate(term.total, leaves), term
+
+    def term(
+        self, index: int, parameters: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor] | None = None
+    ) -> Term:
+        """Chunk ``index``'s share of f at parameters in their own shapes, with a graph where they require one."""
+        named = dict(zip(self.space.names, parameters, strict=True))
+        if self.batchnorm == "batch" and self.has_batchnorm:
+            model = self._snapshot.bound_to_batch(named)
+        else:
+            model = self._snapshot.bound(named, buffers)
+        with exact_arithmetic(self.device):
+            return self._loss(model, self._chunks[index])
+
+    def differentiate(
+        self, total: torch.Tensor, leaves: Sequence[torch.Tensor], *, create_graph: bool = False
+    ) -> tuple[torch.Tensor, ...]:
+        """∇ total with respect to ``leaves``, zero for unused ones; a loss cut off from them is refused."""
+        if not total.requires_grad:
+            raise UnsupportedModelError(
+                "expected a loss that depends on the parameters; got one without a gradient. Is the output detached, "
+                "or computed under torch.no_grad()?"
+            )
+        with exact_arithmetic(self.device):
+            return torch.autograd.grad(total, leaves, create_graph=create_graph, materialize_grads=True)
+
+    def with_statistics(self, place: Any) -> Point:
+        """The point with batch-norm statistics re-estimated over this objective's data.
+
+        One forward pass in which every chunk is normalised by its own statistics; their means and variances are then
+        pooled exactly.
+        """
+        theta = self.point(place).theta
+        if not self.has_batchnorm:
+            return Point(theta)
+
+        def run(model: Callable[..., Any]) -> None:
+            for chunk in self._chunks:
+                self._loss(model, chunk)
+
+        with exact_arithmetic(self.device):
+            return Point(theta, self._snapshot.statistics(self.space.unflatten(theta), run))
+
+    def check_differentiable(self) -> None:
+        """Refuse derivatives under a policy that has values only."""
+        if self.batchnorm == "recompute" and self.has_batchnorm:
+            raise UnsupportedModelError(
+                'batchnorm="recompute" has values only; for gradients and products choose "eval" or "batch"'
+            )
+
+    def saved_bytes_per_example(self, *, linearised: bool = False) -> int:
+        """Memory that one example's graph retains: of f, or of its gradient (for products). Measured on a few examples.
+
+        Parameters, which all examples share, do not count.
+        """
+        probe = chunked(self._batches, 8)[0]
+        leaves = {n: p.detach().requires_grad_() for n, p in self._snapshot.parameters(self.space.names).items()}
+        parameters = list(leaves.values())
+
+        def run() -> object:
+            total = self._loss(self._snapshot.bound(leaves, None), probe).total
+            return self.differentiate(total, parameters, create_graph=True) if linearised else total
+
+        with preserved_random_state(), exact_arithmetic(self.device):
+            return saved_bytes(run, parameters) // length(probe)
+
+    # How it does it
+
+    def _ready(self, place: Any) -> Point:
+        return self.with_statistics(place) if self.batchnorm == "recompute" else self.point(place)
+
+    def _average(self, total: float, weight: float, theta: torch.Tensor) -> float:
+        if not weight > 0:
+            raise UnsupportedModelError(f"expected the weights of all losses to sum to more than 0; got {weight}")
+        penalty = 0.5 * self.l2 * float(theta.double().square().sum()) if self.l2 else 0.0
+        return total / weight + penalty
+
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(device=self.device, dtype=self.dtype if tensor.is_floating_point() else None)
+
+    def _default_chunk_size(self) -> int:
+        """As many examples as keep the saved activations of one chunk within ``ACTIVATION_BYTES``."""
+        if self.batchnorm == "batch":
+            return BATCH_STATISTICS_CHUNK
+        budget = ACTIVATION_BYTES.get(self.device.type, ACTIVATION_BYTES["cpu"])
+        longest = max(self._batches, key=length)
+        most = max(1, budget // max(1, self.saved_bytes_per_example()))
+        pieces = math.ceil(length(longest) / most)
+        return math.ceil(length(longest) / pieces)
+
+    def _verify(self) -> None:
+        """At the model's own weights: one finite answer, twice the same, and the parts of a batch add up to it."""
+        sample = self._chunks[0]
+        model = self._snapshot.bound({}, None)
+        with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
+            first, second = (float(self._loss(model, sample).total) for _ in range(2))
+            parts = chunked([sample], math.ceil(length(sample) / 3))
+            again = math.fsum(float(self._loss(model, part).total) for part in parts)
+        rounding = 1e-6 if self.dtype == torch.float32 else 1e-12
+        if not math.isfinite(first):
+            raise NonFiniteError(
+                f"expected a finite loss at the model's weights; the first {length(sample)} examples give {first}. "
+                "Check the weights (did training diverge?) and the scale of the inputs."
+            )
+        if abs(first - second) > rounding * abs(first):
+            raise NonDeterministicError(
+                f"expected one answer for the same weights and data; two evaluations gave {first:.9g} and "
+                f"{second:.9g}. Dropout and batch norm are already off; turn off what else is random in the model."
+            )
+        couples = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
+        if not couples and abs(first - again) > 10 * rounding * max(abs(first), 1e-6 * length(sample)):
+            raise UnsupportedModelError(
+                f"expected a loss whose batches add up; a batch gives {first:.9g}, its parts {again:.9g}. A scalar "
+                "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
+                "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
+            )
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Attention by its twice differentiable path and, on CUDA, no TF32 and deterministic convolutions; then as before."""
+    with sdpa_kernel(SDPBackend.MATH):
+        if device.type != "cuda":
+            yield
+            return
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+
+def saved_bytes(run: Callable[[], Any], exclude: Sequence[torch.Tensor] = ()) -> int:
+    """Bytes of distinct tensors that autograd saves while ``run()`` runs, those of ``exclude`` not counted."""
+    ignored = {tensor.untyped_storage().data_ptr() for tensor in exclude}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in ignored:  # a view of the data counts with its own size, not with that of the data
+            seen[place] = max(seen.get(place, 0), tensor.nbytes)
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = run()  # alive until counted, so that no storage is reused
+    del kept
+    return sum(seen.values())

@@ -1,0 +1,222 @@
+"""What computations return: frozen dataclasses of NumPy arrays that know their own dimensions, units and labels.
+
+A field made by ``variable`` is a result and is stored as a dataset; one made by ``setting`` is a choice and is stored
+as an attribute. The store and the plots read dimensions, units and labels from here and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+NATS, FRACTION, PERCENT, ONE = "nat", "1", "percent", "1"
+
+
+def variable(*dims: str, unit: str = ONE, label: str) -> Any:
+    """A result with named dimensions; a variable named like its only dimension is that dimension's coordinate."""
+    return field(metadata={"dims": dims, "unit": unit, "label": label})
+
+
+def setting(label: str, default: Any = dataclasses.MISSING) -> Any:
+    """A choice under which the results hold."""
+    return field(default=default, metadata={"label": label})
+
+
+def conditions() -> Any:
+    """Everything else that was in force (objective, device, execution plan, …), as a JSON-able mapping."""
+    return field(default_factory=dict, repr=False)
+
+
+class Variable(NamedTuple):
+    """One result as the store and the plots see it."""
+
+    name: str
+    values: np.ndarray
+    dims: tuple[str, ...]
+    unit: str
+    label: str
+
+
+def variables(record: Any) -> Iterator[Variable]:
+    """The results of a record, coordinates included."""
+    for item in dataclasses.fields(record):
+        if "dims" in item.metadata:
+            values = np.asarray(getattr(record, item.name))
+            yield Variable(item.name, values, item.metadata["dims"], item.metadata["unit"], item.metadata["label"])
+
+
+def settings(record: Any) -> dict[str, Any]:
+    """The choices of a record by name."""
+    return {
+        item.name: getattr(record, item.name)
+        for item in dataclasses.fields(record)
+        if "label" in item.metadata and "dims" not in item.metadata
+    }
+
+
+def axis_label(record: Any, name: str) -> str:
+    """A field's label with its unit, as an axis shows it: ``loss (nat)``."""
+    item = next(item for item in dataclasses.fields(record) if item.name == name)
+    unit = item.metadata.get("unit", ONE)
+    return item.metadata["label"] + (f" ({unit})" if unit != ONE else "")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class History:
+    """Loss and accuracy of every epoch of one training run, measured after the epoch with dropout off."""
+
+    kind: ClassVar = "history"
+    split: np.ndarray = variable("split", label="data set")
+    epoch: np.ndarray = variable("epoch", label="epoch")
+    loss: np.ndarray = variable("split", "epoch", unit=NATS, label="loss")
+    accuracy: np.ndarray = variable("split", "epoch", unit=FRACTION, label="accuracy")
+    learning_rate: np.ndarray = variable("epoch", label="learning rate")
+    status: np.ndarray = variable("epoch", label="0 pending, 1 done, 2 not finite")
+    batch_size: int = setting("examples in a mini-batch")
+    stopped: str = setting("why training ended", "")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EigenPairs:
+    """Eigenvalues with their exact residuals ‖Av − λv‖ for unit v: an eigenvalue of A lies within that distance."""
+
+    kind: ClassVar = "eigenpairs"
+    eigenvalues: np.ndarray = variable("pair", label="eigenvalue")
+    residuals: np.ndarray = variable("pair", label="residual from an exact product")
+    recurrence_residuals: np.ndarray = variable("pair", label="residual from the Lanczos recurrence")
+    converged: np.ndarray = variable("pair", label="residual within tolerance")
+    products: int = setting("products used, audit and probe included")
+    probe_products: int = setting("products spent on looking for missed pairs")
+    probe_passed: bool = setting("whether the last probe found no missed pair")
+    restarts: int = setting("thick restarts")
+    floor: float = setting("largest asymmetry seen in a product, relative to the largest eigenvalue magnitude")
+    which: str = setting("end of the spectrum")
+    tolerance: float = setting("converged where residual <= tolerance * largest eigenvalue magnitude found")
+    seed: int = setting("seed of start and probe vectors")
+    conditions: Mapping[str, Any] = conditions()
+    vectors: Any = field(default=None, repr=False)
+    """torch tensor of shape (n, k) on the operator's device; not stored."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EpsilonSharpness:
+    """Keskar's ε-sharpness at one point for one ε and one space, beside what the paper could not compute.
+
+    ``restart_*`` hold one entry per start of the paper's method; ``sharpness`` is the best of them.
+    """
+
+    kind: ClassVar = "epsilon_sharpness"
+    restart: np.ndarray = variable("restart", label="start of the maximiser")
+    restart_sharpness: np.ndarray = variable("restart", unit=PERCENT, label="ε-sharpness by L-BFGS-B")
+    restart_iterations: np.ndarray = variable("restart", label="L-BFGS-B iterations that ran")
+    restart_evaluations: np.ndarray = variable("restart", label="evaluations of loss and gradient")
+    restart_stronger: np.ndarray = variable("restart", unit=PERCENT, label="ε-sharpness by sign ascent")
+    sharpness: float = variable(unit=PERCENT, label="ε-sharpness by L-BFGS-B, a lower bound")
+    stronger: float = variable(unit=PERCENT, label="ε-sharpness by the stronger maximiser, a lower bound")
+    first_order: float = variable(unit=PERCENT, label="first-order part of the ε-sharpness")
+    gradient_norm: float = variable(label="gradient norm ‖g‖")
+    value: float = variable(unit=NATS, label="loss at the point")
+    epsilon: float = setting("relative half-width ε of the box")
+    subspace: int = setting("dimension of the random subspace; 0 is the full space")
+    iterations: int = setting("iteration limit of the maximisers")
+    seed: int = setting("seed of the subspace and of the starts")
+    conditions: Mapping[str, Any] = conditions()
+
+    @property
+    def spread(self) -> float:
+        """Largest minus smallest ``sharpness`` over the starts, in percent."""
+        return float(np.ptp(self.restart_sharpness))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LineLosses:
+    """Loss and accuracy along θ(α) = (1 − α)·a + α·b."""
+
+    kind: ClassVar = "line"
+    split: np.ndarray = variable("split", label="data set")
+    alpha: np.ndarray = variable("alpha", label="α")
+    loss: np.ndarray = variable("split", "alpha", unit=NATS, label="loss")
+    accuracy: np.ndarray = variable("split", "alpha", unit=FRACTION, label="accuracy")
+    status: np.ndarray = variable("alpha", label="0 pending, 1 done, 2 not finite")
+    batchnorm: str = setting("treatment of batch-norm statistics")
+    start: str = setting("SHA-256 of θ at α = 0")
+    end: str = setting("SHA-256 of θ at α = 1")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PlaneLosses:
+    """Loss and accuracy on θ(α, β) = origin + α·first + β·second."""
+
+    kind: ClassVar = "plane"
+    split: np.ndarray = variable("split", label="data set")
+    alpha: np.ndarray = variable("alpha", label="α")
+    beta: np.ndarray = variable("beta", label="β")
+    loss: np.ndarray = variable("split", "alpha", "beta", unit=NATS, label="loss")
+    accuracy: np.ndarray = variable("split", "alpha", "beta", unit=FRACTION, label="accuracy")
+    status: np.ndarray = variable("beta", label="0 pending, 1 done, 2 not finite")
+    batchnorm: str = setting("treatment of batch-norm statistics")
+    origin: str = setting("SHA-256 of θ at α = β = 0")
+    first: str = setting("SHA-256 of the direction along α")
+    second: str = setting("SHA-256 of the direction along β")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison:
+    """Small-batch against large-batch minimizers over seeds, everything side by side."""
+
+    kind: ClassVar = "comparison"
+    regime: np.ndarray = variable("regime", label="batch size regime")
+    seed: np.ndarray = variable("seed", label="seed")
+    split: np.ndarray = variable("split", label="data set")
+    pair: np.ndarray = variable("pair", label="eigenvalue number")
+    batchnorm: np.ndarray = variable("batchnorm", label="treatment of batch-norm statistics")
+    space: np.ndarray = variable("space", label="space of the box")
+    epsilon: np.ndarray = variable("epsilon", label="ε")
+    maximiser: np.ndarray = variable("maximiser", label="maximiser")
+    loss: np.ndarray = variable("regime", "seed", "split", unit=NATS, label="loss")
+    accuracy: np.ndarray = variable("regime", "seed", "split", unit=FRACTION, label="accuracy")
+    eigenvalues: np.ndarray = variable("regime", "seed", "pair", label="eigenvalue")
+    residuals: np.ndarray = variable("regime", "seed", "pair", label="residual from an exact product")
+    converged: np.ndarray = variable("regime", "seed", "pair", label="residual within tolerance")
+    gradient_norm: np.ndarray = variable("regime", "seed", "batchnorm", label="gradient norm ‖g‖")
+    sharpness: np.ndarray = variable(
+        "regime", "seed", "batchnorm", "space", "epsilon", "maximiser", unit=PERCENT, label="ε-sharpness"
+    )
+    spread: np.ndarray = variable(
+        "regime", "seed", "batchnorm", "space", "epsilon", unit=PERCENT, label="spread of L-BFGS-B over its starts"
+    )
+    first_order: np.ndarray = variable(
+        "regime", "seed", "batchnorm", "space", "epsilon", unit=PERCENT, label="first-order part of the ε-sharpness"
+    )
+    distance: np.ndarray = variable("regime", "seed", label="distance from the start ‖θ − θ₀‖")
+    weight_norm: np.ndarray = variable("regime", "seed", label="weight norm ‖θ‖")
+    epochs: np.ndarray = variable("regime", "seed", label="epochs trained")
+    recipe: str = setting("recipe")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProductCost:
+    """What a gradient and a Hessian-vector product cost, and how exact the product is."""
+
+    kind: ClassVar = "product_cost"
+    repeat: np.ndarray = variable("repeat", label="repeat")
+    gradient_seconds: np.ndarray = variable("repeat", unit="s", label="time of a gradient")
+    product_seconds: np.ndarray = variable("repeat", unit="s", label="time of a Hessian-vector product")
+    setup_seconds: float = variable(unit="s", label="time to linearise the gradient")
+    retained_bytes: float = variable(unit="byte", label="memory that the linearisation retains")
+    relative_error: float = variable(label="error of a product against float64")
+    name: str = setting("model")
+    parameters: int = setting("n, parameters")
+    examples: int = setting("N, examples")
+    conditions: Mapping[str, Any] = conditions()
+
+
+RECORDS = {r.kind: r for r in (History, EigenPairs, EpsilonSharpness, LineLosses, PlaneLosses, Comparison, ProductCost)}
