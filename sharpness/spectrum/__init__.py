@@ -1,0 +1,5 @@
+"""Spectra of symmetric operators: certified eigenpairs."""
+
+from sharpness.spectrum.solver import eigenpairs
+
+__all__ = ["eigenpairs"]
