@@ -91,10 +91,21 @@ class Point:
     theta: torch.Tensor
     buffers: Mapping[str, torch.Tensor] | None = None
 
+    @classmethod
+    def of(cls, module: nn.Module, space: ParamSpace) -> Point:
+        """Where a module is now; its buffers are copied."""
+        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+        return cls(space.flatten(dict(module.named_parameters())), buffers)
+
     @property
     def sha256(self) -> str:
         """SHA-256 of θ's bytes, the fingerprint that records carry."""
-        return hashlib.sha256(self.theta.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        return sha256(self.theta)
+
+
+def sha256(vector: torch.Tensor) -> str:
+    """SHA-256 of a vector's bytes, in hexadecimal."""
+    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def as_point(place: object) -> Point:

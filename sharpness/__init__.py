@@ -1,0 +1,95 @@
+"""Loss-landscape sharpness of PyTorch models.
+
+Certified Hessian eigenvalues, Keskar's ε-sharpness and loss landscapes of anyone's checkpoint. Start with
+``Objective.from_module``; everything public is named below and imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sharpness.checkpoints import Minimizer as Minimizer
+    from sharpness.checkpoints import load_checkpoint as load_checkpoint
+    from sharpness.checkpoints import load_minimizer as load_minimizer
+    from sharpness.geometry import Line as Line
+    from sharpness.geometry import Plane as Plane
+    from sharpness.geometry import random_plane as random_plane
+    from sharpness.landscape import evaluate_line as evaluate_line
+    from sharpness.landscape import evaluate_plane as evaluate_plane
+    from sharpness.measures import epsilon_sharpness as epsilon_sharpness
+    from sharpness.objective import Evaluation as Evaluation
+    from sharpness.objective import Objective as Objective
+    from sharpness.objective import Problem as Problem
+    from sharpness.objective import cross_entropy as cross_entropy
+    from sharpness.operators import Dense as Dense
+    from sharpness.operators import Hessian as Hessian
+    from sharpness.operators import SymmetricOperator as SymmetricOperator
+    from sharpness.params import ParamSpace as ParamSpace
+    from sharpness.params import Point as Point
+    from sharpness.render import draw as draw
+    from sharpness.spectrum import eigenpairs as eigenpairs
+    from sharpness.store import load as load
+    from sharpness.store import save as save
+    from sharpness.training import TrainingPlan as TrainingPlan
+    from sharpness.training import train as train
+
+_HOME = {
+    "Minimizer": "checkpoints",
+    "load_checkpoint": "checkpoints",
+    "load_minimizer": "checkpoints",
+    "Line": "geometry",
+    "Plane": "geometry",
+    "random_plane": "geometry",
+    "evaluate_line": "landscape",
+    "evaluate_plane": "landscape",
+    "epsilon_sharpness": "measures",
+    "Evaluation": "objective",
+    "Objective": "objective",
+    "Problem": "objective",
+    "cross_entropy": "objective",
+    "Dense": "operators",
+    "Hessian": "operators",
+    "SymmetricOperator": "operators",
+    "ParamSpace": "params",
+    "Point": "params",
+    "draw": "render",
+    "eigenpairs": "spectrum",
+    "load": "store",
+    "save": "store",
+    "TrainingPlan": "training",
+    "train": "training",
+}
+_ERRORS = (
+    "SharpnessError",
+    "ShapeError",
+    "NonFiniteError",
+    "NonDeterministicError",
+    "NotConvergedError",
+    "SchemaError",
+    "UnsupportedModelError",
+    "DataError",
+    "CheckpointError",
+)
+_HOME |= dict.fromkeys(_ERRORS, "errors")
+__all__ = sorted(_HOME)
+
+try:
+    __version__ = version("sharpness")
+except PackageNotFoundError:  # a checkout on the path, not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use: ``import sharpness`` alone loads neither torch nor matplotlib."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sharpness' has no attribute {name!r}")
+    value = getattr(import_module(f"sharpness.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,180 @@
+"""Loss and accuracy along lines and on planes, row by row into a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sharpness.errors import ShapeError
+from sharpness.geometry import Line, Plane
+from sharpness.journal import PENDING, Journal, MemoryJournal
+from sharpness.objective import Objective
+from sharpness.params import Point, sha256
+from sharpness.progress import Progress, silent
+from sharpness.records import LineLosses, PlaneLosses
+
+
+def evaluate_line(
+    objectives: Mapping[str, Objective],
+    line: Line,
+    alphas: Sequence[float] | np.ndarray,
+    *,
+    batchnorm: str | None = None,
+    journal: Journal | None = None,
+    progress: Progress = silent,
+) -> LineLosses:
+    """Loss and accuracy of each objective at θ(α) = (1 − α)·a + α·b for each α.
+
+    Args:
+        objectives: by name, as ``{"train": …, "test": …}``; all of one model. The first (``"train"`` if there is one)
+            gives the data from which batch-norm statistics are re-estimated.
+        line: from a (α = 0) to b (α = 1).
+        alphas: one-dimensional, any order; the paper uses 25 points in [-1, 2].
+        batchnorm: ``"recompute"``: statistics re-estimated over the training data at every point (the default where
+            the model has batch norm and the objective's policy is ``"eval"``); ``"eval"``: statistics interpolated
+            between those of a and b; ``"batch"``: each chunk's own.
+        journal: where rows are committed and found again; default: in memory.
+        progress: called with the points done.
+
+    Returns:
+        A record with ``loss`` and ``accuracy`` of shape (split, alpha). Points that are not finite stay so.
+
+    Cost: one pass over the data of each objective per point, and one more over the training data for ``"recompute"``.
+
+    Raises:
+        ShapeError: a, b or alphas do not fit.
+
+    Example (f = θ², from 0 to 2):
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> f, theta = Objective.from_module(model, lambda o, t: (o - t) ** 2, (torch.ones(1, 1), torch.zeros(1, 1)))
+        >>> evaluate_line({"train": f}, Line(torch.zeros(1), torch.full((1,), 2.0)), [0, 0.5, 1]).loss
+        array([[0., 1., 4.]])
+    """
+    grid = _coordinates(alphas, "alphas")
+    evaluator = _Evaluator(objectives, batchnorm)
+    template = line_template(objectives, line, grid, batchnorm=evaluator.policy)
+    rows = journal or MemoryJournal({"loss": template.loss, "accuracy": template.accuracy}, len(grid))
+    pending = np.flatnonzero(rows.status == PENDING)
+    for index in pending:
+        loss, accuracy = evaluator(line.at(float(grid[index])))
+        rows.commit(int(index), {"loss": loss, "accuracy": accuracy})
+        progress(int((rows.status != PENDING).sum()), len(grid), f"α = {grid[index]:.3g}")
+    return _filled(template, rows)
+
+
+def evaluate_plane(
+    objectives: Mapping[str, Objective],
+    plane: Plane,
+    alphas: Sequence[float] | np.ndarray,
+    betas: Sequence[float] | np.ndarray,
+    *,
+    batchnorm: str | None = None,
+    journal: Journal | None = None,
+    progress: Progress = silent,
+) -> PlaneLosses:
+    """Loss and accuracy of each objective at θ(α, β) = origin + α·first + β·second on a grid.
+
+    Arguments, cost per point and errors are those of ``evaluate_line``; a row of the journal is one β with all α.
+
+    Returns:
+        A record with ``loss`` and ``accuracy`` of shape (split, alpha, beta).
+    """
+    across, along = _coordinates(alphas, "alphas"), _coordinates(betas, "betas")
+    evaluator = _Evaluator(objectives, batchnorm)
+    template = plane_template(objectives, plane, across, along, batchnorm=evaluator.policy)
+    rows = journal or MemoryJournal({"loss": template.loss, "accuracy": template.accuracy}, len(along))
+    done = int((rows.status != PENDING).sum()) * len(across)
+    for index in np.flatnonzero(rows.status == PENDING):
+        values = []
+        for alpha in across:
+            values.append(evaluator(plane.at(float(alpha), float(along[index]))))
+            done += 1
+            progress(done, len(across) * len(along), f"β = {along[index]:.3g}")
+        loss, accuracy = (np.stack(column, axis=1) for column in zip(*values, strict=True))
+        rows.commit(int(index), {"loss": loss, "accuracy": accuracy})
+    return _filled(template, rows)
+
+
+def line_template(
+    objectives: Mapping[str, Objective], line: Line, alphas: np.ndarray, *, batchnorm: str | None = None
+) -> LineLosses:
+    """The record that ``evaluate_line`` will return, every row pending; a file in progress begins as this."""
+    names, empty = np.array(list(objectives)), (len(objectives), len(alphas))
+    return LineLosses(
+        split=names,
+        alpha=np.asarray(alphas, float),
+        loss=np.full(empty, np.nan),
+        accuracy=np.full(empty, np.nan),
+        status=np.zeros(len(alphas), np.uint8),
+        batchnorm=_policy(objectives, batchnorm),
+        start=line.a.sha256,
+        end=line.b.sha256,
+        conditions={name: objective.conditions for name, objective in objectives.items()},
+    )
+
+
+def plane_template(
+    objectives: Mapping[str, Objective],
+    plane: Plane,
+    alphas: np.ndarray,
+    betas: np.ndarray,
+    *,
+    batchnorm: str | None = None,
+) -> PlaneLosses:
+    """The record that ``evaluate_plane`` will return, every row pending."""
+    names, empty = np.array(list(objectives)), (len(objectives), len(alphas), len(betas))
+    return PlaneLosses(
+        split=names,
+        alpha=np.asarray(alphas, float),
+        beta=np.asarray(betas, float),
+        loss=np.full(empty, np.nan),
+        accuracy=np.full(empty, np.nan),
+        status=np.zeros(len(betas), np.uint8),
+        batchnorm=_policy(objectives, batchnorm),
+        origin=plane.origin.sha256,
+        first=sha256(plane.first),
+        second=sha256(plane.second),
+        conditions={name: objective.conditions for name, objective in objectives.items()},
+    )
+
+
+class _Evaluator:
+    """A point in, (loss, accuracy) of every objective out, under one batch-norm policy."""
+
+    def __init__(self, objectives: Mapping[str, Objective], batchnorm: str | None) -> None:
+        if not objectives:
+            raise ShapeError('expected at least one objective, as {"train": objective}; got none')
+        self.policy = _policy(objectives, batchnorm)
+        inner = "batch" if self.policy == "batch" else "eval"  # "recompute" brings its statistics with the point
+        fits = {name: o if o.batchnorm == inner else o.replace(batchnorm=inner) for name, o in objectives.items()}
+        self._objectives = fits
+        self._reference = fits.get("train", next(iter(fits.values())))
+
+    def __call__(self, point: Point) -> tuple[np.ndarray, np.ndarray]:
+        if self.policy == "recompute":
+            point = self._reference.with_statistics(Point(point.theta))
+        values = [objective.evaluate(point) for objective in self._objectives.values()]
+        return np.array([v.loss for v in values]), np.array([v.accuracy for v in values])
+
+
+def _policy(objectives: Mapping[str, Objective], batchnorm: str | None) -> str:
+    first = next(iter(objectives.values()))
+    if not first.has_batchnorm:
+        return "none"
+    return batchnorm or ("recompute" if first.batchnorm == "eval" else first.batchnorm)
+
+
+def _coordinates(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
+    grid = np.asarray(values, float)
+    if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all():
+        raise ShapeError(f"expected {name} to be a non-empty list of finite numbers; got shape {grid.shape}")
+    return grid
+
+
+def _filled(template: Any, rows: Journal) -> Any:
+    """The template with what the journal holds."""
+    values = {name: rows.column(name) for name in ("loss", "accuracy")}
+    return type(template)(**{**vars(template), **values, "status": rows.status})

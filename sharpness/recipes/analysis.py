@@ -1,0 +1,140 @@
+"""The analysis of one point: eigenvalues and ε-sharpness, stored as they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sharpness.errors import DataError, NotConvergedError
+from sharpness.measures import epsilon_sharpness
+from sharpness.objective import Objective, Problem
+from sharpness.operators import Hessian
+from sharpness.progress import Progress, silent
+from sharpness.records import EigenPairs, EpsilonSharpness
+from sharpness.recipes.run_folder import stored
+from sharpness.spectrum import eigenpairs
+
+Report = Callable[[str], Progress]
+"""Told the title of a stage, it gives what the stage reports its progress to."""
+
+
+def no_report(title: str) -> Progress:  # noqa: ARG001 - shows nothing
+    """The default: no output."""
+    return silent
+
+
+@dataclass(frozen=True)
+class AnalysisPlan:
+    """What is measured at a point.
+
+    Args:
+        eigenpairs: k, from the top of the spectrum, batch norm by running statistics.
+        tolerance: of the eigenpairs, relative to the largest |λ|.
+        epsilons: ε of the box; the paper's two.
+        subspace: dimension of the random subspace; the paper's.
+        iterations: of the maximisers; the paper's.
+        restarts: starts of each maximiser.
+        examples: of the training data to measure on, from the first; 0 is all.
+    """
+
+    eigenpairs: int = 5
+    tolerance: float = 1e-3
+    epsilons: tuple[float, ...] = (1e-3, 5e-4)
+    subspace: int = 100
+    iterations: int = 10
+    restarts: int = 2
+    examples: int = 0
+
+
+class Case(NamedTuple):
+    """One ε-sharpness among those of a point."""
+
+    batchnorm: str
+    space: str
+    epsilon: float
+
+    @property
+    def name(self) -> str:
+        """The record's name in the file: ``eval-full-0.001``."""
+        return f"{self.batchnorm}-{self.space}-{self.epsilon:g}"
+
+
+class Analysis(NamedTuple):
+    """What ``analyse`` measured."""
+
+    eigenpairs: EigenPairs
+    sharpness: dict[Case, EpsilonSharpness]
+
+
+def measured_on(problem: Problem, examples: int) -> Problem:
+    """The problem with only the first ``examples`` of its training data (0: all)."""
+    if not examples:
+        return problem
+    if not (isinstance(problem.train, tuple) and all(isinstance(part, torch.Tensor) for part in problem.train)):
+        raise DataError(
+            "expected training data as tensors (inputs, targets), of which the first examples can be taken; got "
+            f"{type(problem.train).__name__}. Give a smaller data set in the problem instead."
+        )
+    return dataclasses.replace(problem, train=tuple(part[:examples] for part in problem.train))
+
+
+def cases(plan: AnalysisPlan, objective: Objective) -> Iterator[Case]:
+    """Every combination of batch-norm treatment (where the model has any), space and ε."""
+    for batchnorm in ("eval", "batch") if objective.has_batchnorm else ("eval",):
+        for space in ("full", "subspace") if plan.subspace else ("full",):
+            for epsilon in plan.epsilons:
+                yield Case(batchnorm, space, epsilon)
+
+
+def analyse(
+    objective: Objective,
+    place: Any,
+    plan: AnalysisPlan,
+    folder: Path,
+    *,
+    seed: int = 0,
+    report: Report = no_report,
+    title: str = "",
+) -> Analysis:
+    """Top eigenpairs of the Hessian and every ε-sharpness at one place.
+
+    ``folder/eigenpairs.h5`` and ``folder/sharpness.h5`` are written as each is done, and read where they are there.
+    Eigenpairs that do not converge are stored as they are, with their flags.
+    """
+    pairs = stored(folder / "eigenpairs.h5", lambda: _eigenpairs(objective, place, plan, seed, report, title))
+
+    def measure() -> Mapping[str, EpsilonSharpness]:
+        every = {}
+        for case in cases(plan, objective):
+            every[case.name] = epsilon_sharpness(
+                objective.replace(batchnorm=case.batchnorm),
+                place,
+                case.epsilon,
+                min(plan.subspace, objective.size) if case.space == "subspace" else None,
+                plan.iterations,
+                seed=seed,
+                restarts=plan.restarts,
+                progress=report(f"{title}ε-sharpness {case.name}"),
+            )
+        return every
+
+    measured = stored(folder / "sharpness.h5", measure)
+    return Analysis(pairs["eigenpairs"], {case: measured[case.name] for case in cases(plan, objective)})
+
+
+def _eigenpairs(
+    objective: Objective, place: Any, plan: AnalysisPlan, seed: int, report: Report, title: str
+) -> dict[str, EigenPairs]:
+    progress = report(f"{title}eigenvalues")
+    operator = Hessian(objective.replace(batchnorm="eval"), place)
+    try:
+        count = min(plan.eigenpairs, objective.size)
+        pairs = eigenpairs(operator, count, tolerance=plan.tolerance, seed=seed, progress=progress)
+    except NotConvergedError as error:
+        pairs = error.partial
+    return {"eigenpairs": pairs}

@@ -1,0 +1,265 @@
+"""Small-batch against large-batch minimizers of one problem from one start, over seeds: Keskar et al.'s comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sharpness import store
+from sharpness.checkpoints import Minimizer, load_minimizer
+from sharpness.data import Data, load
+from sharpness.errors import ShapeError
+from sharpness.geometry import Line, random_plane
+from sharpness.landscape import evaluate_line, evaluate_plane, line_template, plane_template
+from sharpness.models import initialised, keskar_f1, mlp
+from sharpness.objective import Objective, Problem, cross_entropy
+from sharpness.recipes.analysis import (
+    Analysis,
+    AnalysisPlan,
+    Case,
+    Report,
+    analyse,
+    cases,
+    measured_on,
+    no_report,
+)
+from sharpness.recipes.run_folder import claim, stored
+from sharpness.records import Comparison, LineLosses, PlaneLosses
+from sharpness.training import TrainingPlan, history_template, train
+
+REGIMES = ("SB", "LB")
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "digits-mlp": lambda: mlp([64, 128, 128, 10], batchnorm=True),
+    "keskar-f1": keskar_f1,
+}
+
+
+@dataclass(frozen=True)
+class SmallLarge:
+    """Parameters of the comparison.
+
+    Args:
+        data: ``"digits"``, ``"mnist"`` or ``"cifar10"``.
+        model: a name in ``MODELS``.
+        sb, lb: how the small-batch and the large-batch minimizer are trained.
+        trials: seeds, each with its own start, mini-batches, subspace and directions.
+        seed: the first of them.
+        analysis: what is measured at each minimizer.
+        line_points: points of the line from SB (α = 0) to LB (α = 1), α in [-1, 2]; every seed.
+        plane_points: points along each axis of the planes around SB and LB, α and β in [-1, 1]; first seed.
+    """
+
+    data: str
+    model: str
+    sb: TrainingPlan
+    lb: TrainingPlan
+    trials: int = 3
+    seed: int = 0
+    analysis: AnalysisPlan = field(default_factory=AnalysisPlan)
+    line_points: int = 49
+    plane_points: int = 25
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ShapeError(f"expected model to be one of {', '.join(MODELS)}; got {self.model!r}")
+        if self.trials < 1 or self.line_points < 2 or self.plane_points < 2:
+            raise ShapeError("expected trials >= 1, line_points >= 2 and plane_points >= 2")
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the trials."""
+        return range(self.seed, self.seed + self.trials)
+
+    def problem(self, data: Data, seed: int, dtype: str = "float32") -> Problem:
+        """The problem at one seed's starting point, drawn in float32 whatever the ``dtype``."""
+        model = initialised(MODELS[self.model], seed=seed).to(getattr(torch, dtype))
+        train, test = ((inputs.to(getattr(torch, dtype)), targets) for inputs, targets in (data.train, data.test))
+        return Problem(model, cross_entropy, train, test)
+
+
+class Trial(NamedTuple):
+    """One seed: its start and where SB and LB ended."""
+
+    start: Minimizer
+    ends: dict[str, Minimizer]
+
+
+def train_pairs(
+    name: str,
+    parameters: SmallLarge,
+    out: Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    report: Report = no_report,
+) -> tuple[Data, dict[int, Trial]]:
+    """The training stage: for every seed an SB and an LB minimizer from one start, in ``out/seed-<s>/<regime>/``."""
+    data = load(parameters.data, data_dir)
+    settings = dataclasses.asdict(parameters)
+    claim(out, {"recipe": name, "parameters": settings, "data": data.fingerprint, "device": device, "dtype": dtype})
+    metadata = {"recipe": name, "parameters": settings, "data": data.fingerprint, "dtype": dtype}
+    trials = {}
+    for seed in parameters.seeds:
+        problem = parameters.problem(data, seed, dtype)
+        folder = out / f"seed-{seed}"
+        start = Minimizer.of(problem.model, {**metadata, "regime": "start", "seed": seed})
+        if not (folder / "start.safetensors").exists():
+            start.save(folder / "start.safetensors")
+        ends = {}
+        for regime, plan in zip(REGIMES, (parameters.sb, parameters.lb), strict=True):
+            about = {**metadata, "regime": regime}
+            progress = report(f"seed {seed} {regime}: training")
+            ends[regime] = _trained(problem, plan, folder / regime, seed=seed, about=about, device=device, progress=progress)
+        trials[seed] = Trial(start, ends)
+    return data, trials
+
+
+def run(
+    name: str,
+    parameters: SmallLarge,
+    out: Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    report: Report = no_report,
+) -> Comparison:
+    """Train, analyse, evaluate lines and planes, and compare; everything that ``out`` already holds is kept.
+
+    Returns:
+        The comparison, which is also in ``out/comparison.h5``.
+
+    Raises:
+        SchemaError: ``out`` holds another configuration.
+        DataError: the data are not to be had.
+    """
+    data, trials = train_pairs(name, parameters, out, data_dir=data_dir, device=device, dtype=dtype, report=report)
+    measured = {}
+    for seed, trial in trials.items():
+        problem = parameters.problem(data, seed, dtype)
+        objectives, _ = measured_on(problem, parameters.analysis.examples).objectives(device=device)
+        folder = out / f"seed-{seed}"
+        for regime, end in trial.ends.items():
+            title = f"seed {seed} {regime}: "
+            measured[seed, regime] = analyse(
+                objectives["train"], end, parameters.analysis, folder / regime, seed=seed, report=report, title=title
+            )
+        _line(objectives, trial, parameters.line_points, folder / "line.h5", report(f"seed {seed}: line SB–LB"))
+        if seed == parameters.seed:
+            for regime, end in trial.ends.items():
+                progress = report(f"seed {seed} {regime}: plane")
+                _plane(objectives, end, parameters.plane_points, seed, folder / regime / "plane.h5", progress)
+
+    objectives, _ = problem.objectives(device=device)
+
+    def compare() -> dict[str, Comparison]:
+        return {"comparison": _comparison(name, parameters, objectives, trials, measured)}
+
+    return stored(out / "comparison.h5", compare)["comparison"]
+
+
+def _trained(
+    problem: Problem, plan: TrainingPlan, folder: Path, *, seed: int, about: Mapping[str, Any], device: str, progress: Any
+) -> Minimizer:
+    """One minimizer, from its file or by training (on)."""
+    file, state = folder / "minimizer.safetensors", folder / "training.safetensors"
+    if not file.exists():
+        objectives, _ = problem.objectives(device=device)
+        journal = store.begin(folder / "history.h5", {"history": history_template(objectives, plan)})["history"]
+        with journal:
+            end, history = train(
+                problem,
+                plan,
+                seed=seed,
+                journal=journal,
+                checkpoint=state,
+                metadata=about,
+                device=device,
+                progress=progress,
+            )
+        end.save(file)
+        store.save(history, folder / "history.h5")
+    if state.exists():
+        state.unlink()
+    return load_minimizer(file)
+
+
+def _line(objectives: dict[str, Objective], trial: Trial, points: int, path: Path, progress: Any) -> LineLosses:
+    line, alphas = Line(trial.ends["SB"], trial.ends["LB"]), np.linspace(-1.0, 2.0, points)
+    template = line_template(objectives, line, alphas)
+    template = dataclasses.replace(template, conditions={**template.conditions, "ends": list(REGIMES)})
+    with store.begin(path, {"line": template})["line"] as journal:
+        return evaluate_line(objectives, line, alphas, journal=journal, progress=progress)
+
+
+def _plane(
+    objectives: dict[str, Objective], origin: Minimizer, points: int, seed: int, path: Path, progress: Any
+) -> PlaneLosses:
+    plane, axis = random_plane(origin, objectives["train"].space, seed=seed), np.linspace(-1.0, 1.0, points)
+    with store.begin(path, {"plane": plane_template(objectives, plane, axis, axis)})["plane"] as journal:
+        return evaluate_plane(objectives, plane, axis, axis, journal=journal, progress=progress)
+
+
+def _comparison(
+    name: str,
+    parameters: SmallLarge,
+    objectives: dict[str, Objective],
+    trials: dict[int, Trial],
+    measured: dict[tuple[int, str], Analysis],
+) -> Comparison:
+    """Everything side by side; loss and accuracy are those on all training and all test data."""
+    every = list(cases(parameters.analysis, objectives["train"]))
+    modes, spaces, epsilons = (list(dict.fromkeys(column)) for column in zip(*every, strict=True))
+
+    def table(value: Callable[[str, int], Any]) -> np.ndarray:
+        return np.array([[value(regime, seed) for seed in trials] for regime in REGIMES])
+
+    def per_case(value: Callable[[Any], Any]) -> np.ndarray:
+        def one(regime: str, seed: int) -> list[Any]:
+            found = measured[seed, regime].sharpness
+            return [[[value(found[Case(m, s, e)]) for e in epsilons] for s in spaces] for m in modes]
+
+        return table(one)
+
+    def evaluations(regime: str, seed: int) -> list[tuple[float, float]]:
+        return [tuple(o.evaluate(trials[seed].ends[regime]))[:2] for o in objectives.values()]
+
+    scores = table(evaluations)
+    return Comparison(
+        regime=np.array(REGIMES),
+        seed=np.array(list(trials)),
+        split=np.array(list(objectives)),
+        pair=np.arange(1, parameters.analysis.eigenpairs + 1),
+        batchnorm=np.array(modes),
+        space=np.array(spaces),
+        epsilon=np.array(epsilons),
+        maximiser=np.array(["L-BFGS-B", "sign ascent"]),
+        loss=scores[..., 0],
+        accuracy=scores[..., 1],
+        eigenvalues=table(lambda r, s: measured[s, r].eigenpairs.eigenvalues),
+        residuals=table(lambda r, s: measured[s, r].eigenpairs.residuals),
+        converged=table(lambda r, s: measured[s, r].eigenpairs.converged),
+        gradient_norm=per_case(lambda s: s.gradient_norm)[..., 0, 0],
+        sharpness=per_case(lambda s: (s.sharpness, s.stronger)),
+        spread=per_case(lambda s: s.spread),
+        first_order=per_case(lambda s: s.first_order),
+        distance=table(lambda r, s: _norm(trials[s].ends[r].point.theta - trials[s].start.point.theta)),
+        weight_norm=table(lambda r, s: _norm(trials[s].ends[r].point.theta)),
+        epochs=table(lambda r, s: trials[s].ends[r].metadata["epochs"]),
+        recipe=name,
+        conditions={
+            "training": objectives["train"].conditions,
+            "measured_on": f"{parameters.analysis.examples or objectives['train'].examples} training examples",
+        },
+    )
+
+
+def _norm(vector: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))

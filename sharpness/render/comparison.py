@@ -1,0 +1,134 @@
+"""Small-batch against large-batch minimizers: eigenvalues beside ε-sharpness, and the table of all numbers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from sharpness.errors import ShapeError
+from sharpness.records import Comparison, axis_label
+from sharpness.render.markers import draw_certified
+from sharpness.render.style import (
+    BLUE,
+    CAPTION,
+    SMALL,
+    VERMILLION,
+    count_axis,
+    policy_text,
+    pooled,
+    set_caption,
+    set_scale,
+    style,
+)
+from sharpness.render.summary import Case, Row, case_texts, cases, over_seeds, sharpness_table
+
+LOOKS = ((BLUE, "o", "-"), (VERMILLION, "s", "--"))
+GAP = 0.15  # between the regimes that share a place on an axis
+ROW = 0.17  # inches
+
+
+def draw_comparison(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> list[Axes]:
+    """Eigenvalues in the left half of the place of ``ax``, which shrinks to it, and ε-sharpness in the right half."""
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ShapeError("expected for a comparison an axes made by subplots(), whose place it can divide in two")
+    if record.regime.size > len(LOOKS):
+        raise ShapeError(f"expected two regimes to compare; got {', '.join(map(str, record.regime))}: choose two")
+    halves = place.subgridspec(1, 2)
+    ax.set_subplotspec(halves[0])
+    right = ax.figure.add_subplot(halves[1])
+    _draw_eigenvalues(record, ax, family)
+    _draw_sharpness(record, right, family)
+    return [ax, right]
+
+
+def comparison_height(record: Comparison) -> float:
+    """Height in inches that leaves every ε-sharpness a legible line."""
+    return max(2.6, 0.9 + ROW * len(_lines(record)))
+
+
+def _draw_eigenvalues(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> None:
+    number = np.arange(1, record.pair.size + 1)
+    for regime, (name, (color, marker, dash)) in enumerate(zip(record.regime, LOOKS, strict=False)):
+        x, values = number + GAP * (2 * regime - 1), record.eigenvalues[regime]
+        ax.plot(x, [over_seeds(column).mean for column in values.T], dash, color=color, linewidth=0.8)
+        certificate = record.residuals[regime], record.converged[regime]
+        across = np.broadcast_to(x, values.shape)
+        draw_certified(ax, across, values, *certificate, color=color, marker=marker, label=str(name))
+    set_scale(ax, "y", pooled(member.eigenvalues for member in family))
+    ax.set(xlabel=axis_label(record, "pair"), ylabel=axis_label(record, "eigenvalues"))
+    count_axis(ax)
+    policy = policy_text(record.conditions.get("batchnorm"))
+    set_caption(ax, "lines: means over seeds", f"bars: {axis_label(record, 'residuals')}", policy, width=48)
+
+
+def _draw_sharpness(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> None:
+    lines = _lines(record)
+    for regime, (name, (color, marker, _)) in enumerate(zip(record.regime, LOOKS, strict=False)):
+        for y, case in ((row + GAP * (2 * regime - 1), case) for row, (_, case) in enumerate(lines) if case):
+            values = record.sharpness[regime, :, *case]
+            ax.plot(values, np.full(values.shape, y), ".", color=color, markersize=2)
+            mean, std, *_ = over_seeds(values)
+            ax.errorbar(mean, y, xerr=std, fmt=marker, color=color, markersize=3.5, elinewidth=0.7, label=str(name))
+            first = over_seeds(record.first_order[regime, :, *case[:3]]).mean
+            ax.plot(first, y, "|", color=color, markersize=5, markeredgewidth=0.8, label=f"{name}, first-order part")
+    set_scale(ax, "x", pooled(member.sharpness for member in family), beyond=0)
+    ax.set_xlabel(axis_label(record, "sharpness"))
+    _name_lines(ax, lines)
+    set_caption(ax, "bars: mean ± std over seeds", "dots: single seeds", width=48)
+
+
+def _lines(record: Comparison) -> list[tuple[str, Case | None]]:
+    """The rows of the panel from top to bottom: what was measured, under headings that have no case."""
+    lines: list[tuple[str, Case | None]] = []
+    for case in cases(record):
+        texts = case_texts(record, case)
+        heading = ", ".join(texts[name] for name in ("batchnorm", "space") if texts[name])
+        if heading not in (label for label, _ in lines):
+            lines.append((heading, None))
+        lines.append((f"{texts['epsilon']}, {texts['maximiser']}", case))
+    return lines
+
+
+def _name_lines(ax: Axes, lines: Sequence[tuple[str, Case | None]]) -> None:
+    ax.set_ylim(max(len(lines), 1) - 0.5, -0.5)
+    ax.tick_params("y", length=0)
+    ax.set_yticks(range(len(lines)), [label for label, _ in lines])
+    for text, (_, case) in zip(ax.get_yticklabels(), lines, strict=True):
+        text.set(fontsize=CAPTION, fontweight="normal" if case else "bold")
+
+
+def draw_table(comparison: Comparison) -> Figure:
+    """The rows of ``sharpness_table`` as a figure.
+
+    Args:
+        comparison: what a recipe found for both regimes over its seeds.
+
+    Raises:
+        ShapeError: the comparison has no regime ``SB`` or no regime ``LB``.
+
+    Example:
+        >>> save_figure(draw_table(comparison), Path("table"))  # doctest: +SKIP
+    """
+    rows = [("", "SB", "LB", "LB/SB"), *sharpness_table(comparison)]
+    widths = [max(len(row[column]) for row in rows) * 0.052 + 0.2 for column in range(4)]  # inches
+    with style():
+        figure = Figure(figsize=(sum(widths), ROW * len(rows) + 0.1))
+        ax = figure.add_axes((0, 0, 1, 1))
+        ax.set_axis_off()
+        _draw_rows(ax, rows, widths)
+    return figure
+
+
+def _draw_rows(ax: Axes, rows: Sequence[Row], widths: Sequence[float]) -> None:
+    """A table with a rule over it, under its head and under it, and no others."""
+    shares = [width / sum(widths) for width in widths]
+    table = ax.table([list(row) for row in rows], colWidths=shares, cellLoc="left", bbox=Bbox.unit(), edges="open")
+    table.auto_set_font_size(False)
+    for (row, column), cell in table.get_celld().items():
+        cell.set_text_props(fontsize=SMALL, weight="normal" if row else "bold")
+        cell.PAD = 0.06 / widths[column]  # a share of the cell
+        cell.set_linewidth(0.6)
+        cell.visible_edges = {0: "BT", len(rows) - 1: "B"}.get(row, "open")

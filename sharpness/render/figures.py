@@ -1,0 +1,145 @@
+"""From records to figures: which drawing belongs to which record, and how panels stand side by side."""
+
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sharpness.errors import ShapeError
+from sharpness.records import (
+    RECORDS,
+    Comparison,
+    EigenPairs,
+    EpsilonSharpness,
+    History,
+    LineLosses,
+    PlaneLosses,
+    ProductCost,
+)
+from sharpness.render.comparison import comparison_height, draw_comparison
+from sharpness.render.curves import draw_history, draw_line
+from sharpness.render.markers import draw_eigenpairs, draw_epsilon_sharpness, draw_product_cost
+from sharpness.render.planes import add_colour_bar, draw_plane
+from sharpness.render.style import COLUMN, legend_above, legend_columns, legend_entries, set_sizes, style
+
+TITLE_PAD = {LineLosses: 15}  # points; the names of a line's ends stand between the title and the frame
+
+
+@singledispatch
+def _draw_panel(record: Any, ax: Axes, family: Sequence[Any]) -> list[Axes]:  # noqa: ARG001
+    """Draw one record with scales and levels that suit the whole family; return the axes that hold curves."""
+    raise TypeError(
+        f"expected a record ({', '.join(r.__name__ for r in RECORDS.values())}); got {type(record).__name__}"
+    )
+
+
+_draw_panel.register(History, draw_history)
+_draw_panel.register(EigenPairs, draw_eigenpairs)
+_draw_panel.register(EpsilonSharpness, draw_epsilon_sharpness)
+_draw_panel.register(LineLosses, draw_line)
+_draw_panel.register(PlaneLosses, draw_plane)
+_draw_panel.register(Comparison, draw_comparison)
+_draw_panel.register(ProductCost, draw_product_cost)
+
+
+def draw(record: Any, ax: Axes | None = None) -> Axes:
+    """Draw one record.
+
+    Curves of loss and accuracy (``History``, ``LineLosses``), contours (``PlaneLosses``), eigenvalues with their
+    residuals (``EigenPairs``), ε-sharpness by start (``EpsilonSharpness``), times (``ProductCost``), or two panels of
+    eigenvalues and ε-sharpness (``Comparison``). Holes stay holes, and what did not converge is drawn hollow.
+
+    Args:
+        record: what a computation returned or ``load`` read.
+        ax: where to draw; by default a new figure, one column (3.4 in) wide, two for a ``Comparison``. A
+            ``Comparison`` divides the place of ``ax``, which must therefore come from ``subplots``, in two. The legend
+            stands over ``ax``; for a title as well use ``draw_figure``.
+
+    Returns:
+        The axes drawn on, the left ones where there are two; their ``figure`` can go to ``save_figure``.
+
+    Raises:
+        ShapeError: a plane has fewer than two points along an axis, or a comparison more than two
+            regimes or an ``ax`` without a place to divide.
+        TypeError: not a record.
+
+    Example:
+        >>> ax = draw(load("line.h5"))  # doctest: +SKIP
+        >>> save_figure(ax.figure, Path("line"))  # doctest: +SKIP
+    """
+    if ax is None:
+        return draw_figure({"": record}).axes[0]
+    with style():
+        set_sizes(ax)
+        axes = _draw_panel(record, ax, [record])
+        for group in [[panel] for panel in axes] if isinstance(record, Comparison) else [axes]:
+            legend_above(group)
+    return ax
+
+
+def draw_figure(records: Mapping[str, Any]) -> Figure:
+    """Draw several records of one kind side by side, so that they can be compared by eye.
+
+    All panels have the same axes. Planes also have the same contour levels, colours and colour bar. Comparisons,
+    which are two panels each, stand one below the other.
+
+    Args:
+        records: records of one kind by the name that becomes the title of their panel.
+
+    Returns:
+        A figure of its own, unknown to ``pyplot``; 3.4 in wide for each panel.
+
+    Raises:
+        ShapeError: no records, or of several kinds, or a plane with fewer than two points along an axis.
+        TypeError: not a record.
+
+    Example:
+        >>> figure = draw_figure({"SB": small_batch_plane, "LB": large_batch_plane})  # doctest: +SKIP
+    """
+    family = list(records.values())
+    if len({type(record) for record in family}) != 1:
+        kinds = ", ".join(sorted({type(record).__name__ for record in family})) or "none"
+        raise ShapeError(f"expected records of one kind for one figure; got {kinds}: draw one figure for each kind")
+    with style():
+        figure, places = _empty_figure(family)
+        panels = [_draw_panel(record, place, family) for record, place in zip(family, places, strict=True)]
+        for name, (ax, *_) in zip(records, panels, strict=True):
+            ax.set_title("\n".join(part for part in (name, ax.get_title()) if part), pad=TITLE_PAD.get(type(family[0])))
+        _align(panels, family)
+        _add_legend(figure, panels, family)
+    return figure
+
+
+def _empty_figure(family: Sequence[Any]) -> tuple[Figure, list[Axes]]:
+    if isinstance(family[0], Comparison):
+        heights = [comparison_height(record) for record in family]
+        figure = Figure(figsize=(2 * COLUMN, sum(heights)), layout="constrained")
+        return figure, list(figure.subplots(len(family), 1, squeeze=False, height_ratios=heights).flat)
+    plane = isinstance(family[0], PlaneLosses)
+    # "compressed" is "constrained" without the gaps that equal aspects leave.
+    size = (len(family) * COLUMN, 2.95 if plane else 2.7)
+    figure = Figure(figsize=size, layout="compressed" if plane else "constrained")
+    return figure, list(figure.subplots(1, len(family), squeeze=False).flat)
+
+
+def _align(panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
+    """Equal limits for axes that correspond, and labels only at the outer ones."""
+    for index, column in enumerate(zip(*panels, strict=True)):
+        listing = isinstance(family[0], Comparison) and index == 1  # its y axis lists cases, others in each record
+        for name in "x" if listing else "xy":
+            limits = [limit for ax in column for limit in getattr(ax, f"get_{name}bound")()]
+            for ax in column:
+                getattr(ax, f"set_{name}bound")(min(limits), max(limits))
+        for ax in () if isinstance(family[0], Comparison) else column:
+            ax.label_outer()
+
+
+def _add_legend(figure: Figure, panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
+    if isinstance(family[0], PlaneLosses):
+        add_colour_bar(figure, [ax for axes in panels for ax in axes], family)
+    handles, labels = legend_entries(ax for axes in panels for ax in axes)
+    if handles:
+        columns = legend_columns(labels, figure.get_figwidth())
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)

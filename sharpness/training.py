@@ -1,0 +1,285 @@
+"""Training to a minimizer: resumable, and bit for bit the same however often it is interrupted."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from sharpness.checkpoints import Minimizer
+from sharpness.errors import NonFiniteError, ShapeError
+from sharpness.files import write_atomically
+from sharpness.journal import Journal, MemoryJournal
+from sharpness.objective import BatchLoss, Objective, Problem
+from sharpness.params import Point
+from sharpness.progress import Progress, silent
+from sharpness.random import derive_seed, generator, preserved_random_state
+from sharpness.records import History
+
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How one minimizer is trained.
+
+    Args:
+        batch_size: examples in a mini-batch, or below 1 a fraction of the training data.
+        epochs: most passes over the data.
+        optimizer: ``"adam"`` or ``"sgd"``.
+        learning_rate: at the start.
+        momentum, nesterov: of SGD.
+        weight_decay: the optimizer's own (L2 in the gradient).
+        schedule: ``"constant"``, ``"cosine"`` (to 0 over ``epochs``) or ``"step"`` (times ``step_factor`` at each of
+            ``milestones``).
+        patience: stop when the training loss has not improved for so many epochs; 0: only at ``epochs``.
+        improvement: the least relative decrease of the best training loss that counts as one.
+    """
+
+    batch_size: int | float
+    epochs: int
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    step_factor: float = 0.1
+    patience: int = 0
+    improvement: float = 1e-3
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} = {getattr(self, name)!r} ({expected})"
+            for name, expected, good in (
+                ("batch_size", "> 0", self.batch_size > 0 and (self.batch_size < 1 or self.batch_size % 1 == 0)),
+                ("epochs", ">= 1", self.epochs >= 1),
+                ("optimizer", "adam or sgd", self.optimizer in ("adam", "sgd")),
+                ("learning_rate", "> 0", self.learning_rate > 0),
+                ("nesterov", "needs sgd with momentum > 0", not self.nesterov or self._has_momentum),
+                ("weight_decay", ">= 0", self.weight_decay >= 0),
+                ("schedule", "constant, cosine or step", self.schedule in ("constant", "cosine", "step")),
+                ("patience", ">= 0", self.patience >= 0),
+            )
+            if not good
+        ]
+        if wrong:
+            raise ShapeError("expected a training plan within range; got " + ", ".join(wrong))
+
+    @property
+    def _has_momentum(self) -> bool:
+        return self.optimizer == "sgd" and self.momentum > 0
+
+    def examples_per_batch(self, examples: int) -> int:
+        """``batch_size`` as a number of examples, at most all of them."""
+        wanted = round(self.batch_size * examples) if self.batch_size < 1 else int(self.batch_size)
+        return min(max(1, wanted), examples)
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0."""
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+        if self.schedule == "step":
+            return self.learning_rate * self.step_factor ** sum(epoch >= m for m in self.milestones)
+        return self.learning_rate
+
+
+def train(
+    problem: Problem,
+    plan: TrainingPlan,
+    *,
+    seed: int = 0,
+    journal: Journal | None = None,
+    checkpoint: Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = silent,
+) -> tuple[Minimizer, History]:
+    """Train ``problem.model`` from its current weights; return where it ended and the history of every epoch.
+
+    Data are held in memory on ``device``; mini-batches are slices of a permutation drawn per epoch from the seed's
+    stream, the last one smaller where the size does not divide. After each epoch loss and accuracy are measured on
+    all training and test data (batch norm by running statistics). The weights returned are those of the last epoch.
+
+    Args:
+        problem: its ``train`` (and ``test``) must be ``(inputs, targets)`` tensors. The model itself is not touched.
+        plan: optimizer, batch size, schedule, when to stop.
+        seed: of the mini-batches and of dropout.
+        journal: rows of ``history_template``, one per epoch, for a history that survives a kill.
+        checkpoint: file with the state of a run in progress, written every few seconds and read at the start; to be
+            removed once the minimizer is stored. The resumed run ends with the same weights, bit for bit.
+        metadata: kept in the minimizer beside the plan, seed, epochs and reason for stopping.
+        progress: called after each epoch.
+
+    Raises:
+        NonFiniteError: the training loss became NaN or infinite; ``partial`` holds the history so far.
+    """
+    data = _Data.of(problem, torch.device(device))
+    objectives, _ = problem.objectives(device=device)
+    run = _Run.begin(problem.model, plan, seed, torch.device(device))
+    rows = journal or _memory_journal(history_template(objectives, plan))
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+    saved, stopped = time.monotonic(), ""
+    while not (stopped := _reason_to_stop(plan, rows.column("loss")[0, : run.epoch])):
+        rate = plan.rate(run.epoch)
+        with preserved_random_state():
+            run.one_epoch(BatchLoss(problem.loss, problem.weight), data, rate)
+        row = _measure(run, objectives)
+        rows.commit(run.epoch - 1, {**row, "learning_rate": rate})
+        progress(run.epoch, plan.epochs, f"loss {row['loss'][0]:.3g}")
+        if not np.isfinite(row["loss"][0]):
+            raise NonFiniteError(
+                f"expected a finite training loss; it became {row['loss'][0]} in epoch {run.epoch}. "
+                f"Lower the learning rate (now {rate:g}).",
+                partial=_history(objectives, plan, rows, run.epoch, "diverged"),
+            )
+        if checkpoint is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            run.save(checkpoint)
+            saved = time.monotonic()
+    history = _history(objectives, plan, rows, run.epoch, stopped)
+    facts = {"plan": asdict(plan), "seed": seed, "epochs": run.epoch, "stopped": stopped}
+    return Minimizer.of(run.model, {**(metadata or {}), **facts}), history
+
+
+def history_template(objectives: Mapping[str, Objective], plan: TrainingPlan) -> History:
+    """The history of a run that has not begun: every epoch pending."""
+    empty = np.full((len(objectives), plan.epochs), np.nan)
+    return History(
+        split=np.array(list(objectives)),
+        epoch=np.arange(1, plan.epochs + 1),
+        loss=empty,
+        accuracy=empty.copy(),
+        learning_rate=np.full(plan.epochs, np.nan),
+        status=np.zeros(plan.epochs, np.uint8),
+        batch_size=plan.examples_per_batch(next(iter(objectives.values())).examples),
+        conditions={name: objective.conditions for name, objective in objectives.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The training tensors where they are used."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+
+    @classmethod
+    def of(cls, problem: Problem, device: torch.device) -> _Data:
+        if not (isinstance(problem.train, tuple) and all(isinstance(t, torch.Tensor) for t in problem.train)):
+            raise ShapeError(
+                "expected training data as a pair (inputs, targets) of tensors; "
+                f"got {type(problem.train).__name__}. Training shuffles by index, so it holds the data in memory."
+            )
+        inputs, targets = problem.train
+        return cls(inputs.to(device), targets.to(device))
+
+    def batches(self, seed: int, epoch: int, size: int) -> list[torch.Tensor]:
+        """The epoch's mini-batches as index tensors."""
+        order = torch.randperm(len(self.targets), generator=generator("batches", epoch, seed=seed))
+        return list(order.to(self.inputs.device).split(size))
+
+
+@dataclass
+class _Run:
+    """Model, optimizer and the number of epochs behind them: all that a run in progress is."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    plan: TrainingPlan
+    seed: int
+    epoch: int = 0
+
+    @classmethod
+    def begin(cls, model: nn.Module, plan: TrainingPlan, seed: int, device: torch.device) -> _Run:
+        own = copy.deepcopy(model).to(device)
+        return cls(own, _optimizer(plan, [p for p in own.parameters() if p.requires_grad]), plan, seed)
+
+    def one_epoch(self, loss: BatchLoss, data: _Data, rate: float) -> None:
+        torch.manual_seed(derive_seed("dropout", self.epoch, seed=self.seed))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        size = self.plan.examples_per_batch(len(data.targets))
+        for index in data.batches(self.seed, self.epoch, size):
+            self.optimizer.zero_grad(set_to_none=True)
+            term = loss(self.model, (data.inputs[index], data.targets[index]))
+            (term.total / term.weight).backward()
+            self.optimizer.step()
+        self.epoch += 1
+
+    def save(self, path: Path) -> None:
+        state = self.optimizer.state_dict()["state"]
+        moments = {f"optimizer.{i}.{name}": t for i, entry in state.items() for name, t in entry.items() if t is not None}
+        weights = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        tensors = {name: t.detach().clone().contiguous() for name, t in {**weights, **moments}.items()}
+        write_atomically(path, save(tensors, {"run": json.dumps({"epoch": self.epoch})}))
+
+    def load(self, path: Path) -> None:
+        content = path.read_bytes()
+        # clones: tensors in a buffer begin anywhere, and a product's last bits can depend on alignment
+        tensors = {name: t.clone() for name, t in load(content).items()}
+        self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        entries: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                entries.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        self.epoch = json.loads(header["__metadata__"]["run"])["epoch"]
+
+
+def _optimizer(plan: TrainingPlan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if plan.optimizer == "adam":
+        return torch.optim.Adam(parameters, plan.learning_rate, weight_decay=plan.weight_decay, fused=True)
+    return torch.optim.SGD(
+        parameters,
+        plan.learning_rate,
+        momentum=plan.momentum,
+        nesterov=plan.nesterov,
+        weight_decay=plan.weight_decay,
+        fused=True,
+    )
+
+
+def _measure(run: _Run, objectives: Mapping[str, Objective]) -> dict[str, np.ndarray]:
+    point = Point.of(run.model, next(iter(objectives.values())).space)
+    values = [objective.evaluate(point) for objective in objectives.values()]
+    return {"loss": np.array([v.loss for v in values]), "accuracy": np.array([v.accuracy for v in values])}
+
+
+def _reason_to_stop(plan: TrainingPlan, losses: np.ndarray) -> str:
+    """Why training ends after these epochs, or nothing."""
+    if len(losses) and plan.patience:
+        best, since = math.inf, 0
+        for loss in losses:
+            best, since = (loss, 0) if loss < best * (1 - plan.improvement) else (best, since + 1)
+        if since >= plan.patience:
+            return f"loss ceased to improve for {plan.patience} epochs"
+    return "epoch limit" if len(losses) >= plan.epochs else ""
+
+
+def _history(
+    objectives: Mapping[str, Objective], plan: TrainingPlan, rows: Journal, epochs: int, stopped: str
+) -> History:
+    template = history_template(objectives, plan)
+    done = {name: rows.column(name)[..., :epochs] for name in ("loss", "accuracy", "learning_rate")}
+    trimmed = {**done, "epoch": template.epoch[:epochs], "status": rows.status[:epochs], "stopped": stopped}
+    return History(**{**vars(template), **trimmed})
+
+
+def _memory_journal(template: History) -> MemoryJournal:
+    columns = {name: getattr(template, name) for name in ("loss", "accuracy", "learning_rate")}
+    return MemoryJournal(columns, len(template.epoch))
