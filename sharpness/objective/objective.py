@@ -148,15 +148,17 @@ class Objective:
         theta = space.flatten(dict(module.named_parameters())).to(device=place, dtype=dtype)
         return objective, theta
 
-    def replace(self, *, batchnorm: str | None = None, dtype: torch.dtype | None = None) -> Objective:
-        """The same objective under another batch-norm policy or in another precision."""
+    def replace(
+        self, *, batchnorm: str | None = None, dtype: torch.dtype | None = None, chunk_size: int | None = None
+    ) -> Objective:
+        """The same objective under another batch-norm policy, in another precision or in other chunks."""
         return Objective(
             self._module,
             self._loss,
             self._source,
             self.space,
             l2=self.l2,
-            chunk_size=self._requested_chunk_size,
+            chunk_size=chunk_size or self._requested_chunk_size,
             device=self.device,
             dtype=dtype or self.dtype,
             batchnorm=batchnorm or self.batchnorm,

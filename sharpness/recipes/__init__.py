@@ -1,9 +1,9 @@
 """Whole experiments: train, analyse, draw. A recipe is a function and a frozen dataclass of parameters."""
 
-from sharpness.recipes.analysis import AnalysisPlan, Report, analyse, no_report
+from sharpness.recipes.analysis import AnalysisPlan, Report, analyse, measured_on, no_report
+from sharpness.recipes.checkpoint import analyse_checkpoints, landscape, load_problem
 from sharpness.recipes.registry import RECIPES, Recipe, from_toml, recipe_named, recipe_problem
-from sharpness.recipes.run_folder import claim
-from sharpness.recipes.small_large import SmallLarge, run, train_pairs
+from sharpness.recipes.small_large import SmallLarge, random_problem, run, train_pairs
 
 __all__ = [
     "RECIPES",
@@ -12,9 +12,13 @@ __all__ = [
     "Report",
     "SmallLarge",
     "analyse",
-    "claim",
+    "analyse_checkpoints",
     "from_toml",
+    "landscape",
+    "load_problem",
+    "measured_on",
     "no_report",
+    "random_problem",
     "recipe_named",
     "recipe_problem",
     "run",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sharpness.checkpoints import Minimizer
 from sharpness.data import load
 from sharpness.errors import CheckpointError, SchemaError, ShapeError
@@ -132,7 +134,7 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
             f"expected the {parameters.data} data that the minimizer was trained on; these have another fingerprint. "
             "Name the right folder with --data-dir."
         )
-    return parameters.problem(data, metadata["seed"], metadata["dtype"])
+    return parameters.problem(data, metadata["seed"], getattr(torch, metadata["dtype"].removeprefix("torch.")))
 
 
 def _fits(value: Any, current: Any) -> bool:

@@ -16,9 +16,9 @@ from sharpness.checkpoints import Minimizer, load_minimizer
 from sharpness.data import Data, load
 from sharpness.errors import ShapeError
 from sharpness.geometry import Line, random_plane
-from sharpness.landscape import evaluate_line, evaluate_plane, line_template, plane_template
 from sharpness.models import initialised, keskar_f1, mlp
 from sharpness.objective import Objective, Problem, cross_entropy
+from sharpness.random import normal
 from sharpness.recipes.analysis import (
     Analysis,
     AnalysisPlan,
@@ -29,8 +29,9 @@ from sharpness.recipes.analysis import (
     measured_on,
     no_report,
 )
+from sharpness.recipes.grids import resumed_line, resumed_plane
 from sharpness.recipes.run_folder import claim, stored
-from sharpness.records import Comparison, LineLosses, PlaneLosses
+from sharpness.records import Comparison
 from sharpness.training import TrainingPlan, history_template, train
 
 REGIMES = ("SB", "LB")
@@ -76,10 +77,10 @@ class SmallLarge:
         """The seeds of the trials."""
         return range(self.seed, self.seed + self.trials)
 
-    def problem(self, data: Data, seed: int, dtype: str = "float32") -> Problem:
+    def problem(self, data: Data, seed: int, dtype: torch.dtype = torch.float32) -> Problem:
         """The problem at one seed's starting point, drawn in float32 whatever the ``dtype``."""
-        model = initialised(MODELS[self.model], seed=seed).to(getattr(torch, dtype))
-        train, test = ((inputs.to(getattr(torch, dtype)), targets) for inputs, targets in (data.train, data.test))
+        model = initialised(MODELS[self.model], seed=seed).to(dtype)
+        train, test = ((inputs.to(dtype), targets) for inputs, targets in (data.train, data.test))
         return Problem(model, cross_entropy, train, test)
 
 
@@ -90,6 +91,16 @@ class Trial(NamedTuple):
     ends: dict[str, Minimizer]
 
 
+def random_problem(model: str, examples: int, *, seed: int = 0) -> Problem:
+    """A model of ``MODELS`` with random inputs and targets of its shape, for measuring cost."""
+    if model not in MODELS:
+        raise ShapeError(f"expected --model {', '.join(MODELS)}; got {model!r}")
+    network = initialised(MODELS[model], seed=seed)
+    first = next(network.parameters())
+    inputs = normal(examples, *first.shape[1:], key=("random inputs",), seed=seed)
+    return Problem(network, cross_entropy, (inputs, torch.arange(examples) % 10))
+
+
 def train_pairs(
     name: str,
     parameters: SmallLarge,
@@ -97,14 +108,14 @@ def train_pairs(
     *,
     data_dir: str | Path | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: torch.dtype = torch.float32,
     report: Report = no_report,
 ) -> tuple[Data, dict[int, Trial]]:
     """The training stage: for every seed an SB and an LB minimizer from one start, in ``out/seed-<s>/<regime>/``."""
     data = load(parameters.data, data_dir)
     settings = dataclasses.asdict(parameters)
-    claim(out, {"recipe": name, "parameters": settings, "data": data.fingerprint, "device": device, "dtype": dtype})
-    metadata = {"recipe": name, "parameters": settings, "data": data.fingerprint, "dtype": dtype}
+    claim(out, {"recipe": name, "parameters": settings, "data": data.fingerprint, "device": device, "dtype": str(dtype)})
+    metadata = {"recipe": name, "parameters": settings, "data": data.fingerprint, "dtype": str(dtype)}
     trials = {}
     for seed in parameters.seeds:
         problem = parameters.problem(data, seed, dtype)
@@ -128,7 +139,7 @@ def run(
     *,
     data_dir: str | Path | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: torch.dtype = torch.float32,
     report: Report = no_report,
 ) -> Comparison:
     """Train, analyse, evaluate lines and planes, and compare; everything that ``out`` already holds is kept.
@@ -151,11 +162,14 @@ def run(
             measured[seed, regime] = analyse(
                 objectives["train"], end, parameters.analysis, folder / regime, seed=seed, report=report, title=title
             )
-        _line(objectives, trial, parameters.line_points, folder / "line.h5", report(f"seed {seed}: line SB–LB"))
+        line, alphas = Line(trial.ends["SB"], trial.ends["LB"]), np.linspace(-1.0, 2.0, parameters.line_points)
+        resumed_line(objectives, line, alphas, folder / "line.h5", REGIMES, report(f"seed {seed}: line SB–LB"))
         if seed == parameters.seed:
             for regime, end in trial.ends.items():
+                plane = random_plane(end, objectives["train"].space, seed=seed)
+                axis = np.linspace(-1.0, 1.0, parameters.plane_points)
                 progress = report(f"seed {seed} {regime}: plane")
-                _plane(objectives, end, parameters.plane_points, seed, folder / regime / "plane.h5", progress)
+                resumed_plane(objectives, plane, axis, folder / regime / "plane.h5", progress)
 
     objectives, _ = problem.objectives(device=device)
 
@@ -189,22 +203,6 @@ def _trained(
     if state.exists():
         state.unlink()
     return load_minimizer(file)
-
-
-def _line(objectives: dict[str, Objective], trial: Trial, points: int, path: Path, progress: Any) -> LineLosses:
-    line, alphas = Line(trial.ends["SB"], trial.ends["LB"]), np.linspace(-1.0, 2.0, points)
-    template = line_template(objectives, line, alphas)
-    template = dataclasses.replace(template, conditions={**template.conditions, "ends": list(REGIMES)})
-    with store.begin(path, {"line": template})["line"] as journal:
-        return evaluate_line(objectives, line, alphas, journal=journal, progress=progress)
-
-
-def _plane(
-    objectives: dict[str, Objective], origin: Minimizer, points: int, seed: int, path: Path, progress: Any
-) -> PlaneLosses:
-    plane, axis = random_plane(origin, objectives["train"].space, seed=seed), np.linspace(-1.0, 1.0, points)
-    with store.begin(path, {"plane": plane_template(objectives, plane, axis, axis)})["plane"] as journal:
-        return evaluate_plane(objectives, plane, axis, axis, journal=journal, progress=progress)
 
 
 def _comparison(

@@ -7,7 +7,7 @@
 from sharpness.render.comparison import draw_table
 from sharpness.render.figures import draw, draw_figure
 from sharpness.render.files import save_figure
-from sharpness.render.folder import draw_file, draw_folder
+from sharpness.render.folder import FORMATS, draw_file, draw_folder
 from sharpness.render.summary import sharpness_table
 
-__all__ = ["draw", "draw_figure", "draw_file", "draw_folder", "draw_table", "save_figure", "sharpness_table"]
+__all__ = ["FORMATS", "draw", "draw_figure", "draw_file", "draw_folder", "draw_table", "save_figure", "sharpness_table"]

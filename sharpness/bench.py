@@ -1,0 +1,86 @@
+"""What a gradient and a Hessian-vector product cost on this machine, for one model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from sharpness.errors import ShapeError
+from sharpness.objective import Objective
+from sharpness.operators import Hessian
+from sharpness.progress import Progress, silent
+from sharpness.random import normal
+from sharpness.records import ProductCost
+
+Result = TypeVar("Result")
+
+
+def product_cost(
+    objective: Objective,
+    theta: torch.Tensor,
+    *,
+    name: str = "model",
+    repeats: int = 5,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ProductCost:
+    """Time gradients and Hessian-vector products over the same data, interleaved, and the product's error.
+
+    The unit to quote is G, one gradient: a product costs ``product_seconds / gradient_seconds`` G. The error is
+    ‖Hv − H₆₄v‖ / ‖H₆₄v‖ for a random v, with H₆₄ computed in float64 over the same data.
+
+    Args:
+        objective, theta: the model at the point where to measure.
+        name: stored with the record.
+        repeats: timed pairs, after one untimed.
+        seed: of v.
+        progress: called after each pair.
+
+    Raises:
+        ShapeError: repeats < 1.
+    """
+    if repeats < 1:
+        raise ShapeError(f"expected repeats >= 1; got {repeats}")
+    vector = normal(objective.size, key=("bench",), seed=seed, dtype=objective.dtype, device=objective.device)
+    objective.gradient(theta)
+    setup, hessian = _timed(lambda: Hessian(objective, theta), objective.device)
+    product = hessian @ vector
+    times = []
+    for repeat in range(repeats):
+        gradient_seconds, _ = _timed(lambda: objective.gradient(theta), objective.device)
+        product_seconds, _ = _timed(lambda: hessian @ vector, objective.device)
+        times.append((gradient_seconds, product_seconds))
+        progress(repeat + 1, repeats, f"{product_seconds / gradient_seconds:.2f} G")
+    gradient_seconds, product_seconds = np.array(times).T
+    retained, conditions = hessian.retained_bytes, hessian.conditions
+    del hessian  # the float64 graph needs its memory
+    exact = Hessian(objective.replace(dtype=torch.float64), theta) @ vector.double()
+    return ProductCost(
+        repeat=np.arange(1, repeats + 1),
+        gradient_seconds=gradient_seconds,
+        product_seconds=product_seconds,
+        setup_seconds=setup,
+        retained_bytes=float(retained),
+        relative_error=float((product.double() - exact).norm() / exact.norm()),
+        name=name,
+        parameters=objective.size,
+        examples=objective.examples,
+        conditions=conditions,
+    )
+
+
+def _timed(run: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    _synchronise(device)
+    begin = time.perf_counter()
+    result = run()
+    _synchronise(device)
+    return time.perf_counter() - begin, result
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,277 @@
+"""The commands."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sharpness.cli.tables import analysis_rows, cost_numbers, cost_rows, flat_rows, loss_rows
+from sharpness.cli.terminal import Common, Terminal, command
+from sharpness.errors import ShapeError
+
+app = typer.Typer(
+    help="Loss-landscape sharpness of PyTorch models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+EXPERIMENTS, CHECKPOINTS, FILES, MACHINE = "Experiments", "Your checkpoints", "Results", "This machine"
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the original data files; else SHARPNESS_DATA.")]
+Foreign = Annotated[str | None, typer.Option("--problem", help="FILE.py:NAME that makes (model, loss, train[, test]).")]
+Trials = Annotated[int | None, typer.Option(help="Seeds; default: the recipe's.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or a .toml file that overrides one.")]
+Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@command(app, group=EXPERIMENTS)
+def run(
+    common: Common, terminal: Terminal, recipe: RecipeName = "digits", data_dir: DataDir = None, trials: Trials = None
+) -> None:
+    """Train, analyse and draw: SB against LB minimizers of one problem."""
+    from sharpness import recipes
+    from sharpness.render import draw_folder, sharpness_table
+
+    chosen = _recipe(recipe, common, trials)
+    out = common.out or Path("runs") / chosen.name
+    comparison = recipes.run(
+        chosen.name,
+        chosen.parameters,
+        out,
+        data_dir=data_dir,
+        device=common.place,
+        dtype=common.precision,
+        report=terminal.report,
+    )
+    terminal.report("figures")
+    figures = draw_folder(out)
+    seeds, measured = len(comparison.seed), comparison.conditions["measured_on"]
+    title = f"{chosen.name}: mean ± standard deviation over {seeds} seeds; curvature and sharpness on {measured}"
+    rows = sharpness_table(comparison)
+    terminal.table(title, ("", "SB", "LB", "LB/SB"), rows)
+    terminal.say(f"Results in {out}, {len(figures)} figure files in {out / 'figures'}")
+    terminal.result({"out": str(out), "table": [list(row) for row in rows]})
+
+
+@command(app, group=EXPERIMENTS)
+def recipes(common: Common, terminal: Terminal) -> None:  # noqa: ARG001
+    """List the recipes, each with its usual cost."""
+    from sharpness.recipes import RECIPES
+
+    terminal.table("recipes", ("name", "what", "cost"), [(r.name, r.summary, r.cost) for r in RECIPES.values()])
+    terminal.result({r.name: {"summary": r.summary, "cost": r.cost} for r in RECIPES.values()})
+
+
+@command(app, group=EXPERIMENTS)
+def train(
+    common: Common, terminal: Terminal, recipe: RecipeName, data_dir: DataDir = None, trials: Trials = None
+) -> None:
+    """Run the training stage of a recipe alone."""
+    from sharpness import recipes
+
+    chosen = _recipe(recipe, common, trials)
+    out = common.out or Path("runs") / chosen.name
+    _, done = recipes.train_pairs(
+        chosen.name,
+        chosen.parameters,
+        out,
+        data_dir=data_dir,
+        device=common.place,
+        dtype=common.precision,
+        report=terminal.report,
+    )
+    rows = [
+        (str(seed), regime, str(end.metadata["epochs"]), end.metadata["stopped"])
+        for seed, trial in done.items()
+        for regime, end in trial.ends.items()
+    ]
+    terminal.table(f"{chosen.name}: minimizers", ("seed", "regime", "epochs", "stopped"), rows)
+    terminal.say(f"Minimizers in {out}")
+    terminal.result({"out": str(out), "minimizers": rows})
+
+
+@command(app, group=CHECKPOINTS)
+def analyze(
+    common: Common,
+    terminal: Terminal,
+    checkpoints: Annotated[list[Path], typer.Argument(help="Minimizers, or .pt/.pth/.safetensors with --problem.")],
+    problem: Foreign = None,
+    data_dir: DataDir = None,
+    k: Annotated[int, typer.Option(help="Eigenpairs from the top of the spectrum.")] = 5,
+    tolerance: Annotated[float, typer.Option(help="Residual relative to the largest |λ|.")] = 1e-3,
+    epsilon: Annotated[list[float] | None, typer.Option(help="ε of the box, repeatable. [default: 1e-3 5e-4]")] = None,
+    subspace: Annotated[int, typer.Option(help="Dimension of the random subspace; 0 leaves it out.")] = 100,
+    restarts: Annotated[int, typer.Option(help="Starts of each maximiser.")] = 2,
+    examples: Examples = 0,
+) -> None:
+    """Eigenvalues and ε-sharpness of saved checkpoints."""
+    from sharpness.recipes import AnalysisPlan, analyse_checkpoints
+    from sharpness.render import draw_folder
+
+    epsilons = tuple(epsilon) if epsilon else (1e-3, 5e-4)
+    plan = AnalysisPlan(k, tolerance, epsilons, subspace, restarts=restarts, examples=examples)
+    out = common.out or Path("runs") / f"analyze-{checkpoints[0].stem}"
+    results = analyse_checkpoints(
+        checkpoints,
+        plan,
+        out,
+        problem=problem,
+        data_dir=data_dir,
+        seed=common.seed,
+        device=common.place,
+        dtype=common.precision,
+        report=terminal.report,
+    )
+    terminal.report("figures")
+    draw_folder(out)
+    for name, numbers in results.items():
+        terminal.table(name, ("quantity", "value"), analysis_rows(numbers))
+    terminal.say(f"Results in {out}, figures in {out / 'figures'}")
+    terminal.result({"out": str(out), "checkpoints": results})
+
+
+@command(app, group=CHECKPOINTS)
+def landscape(
+    common: Common,
+    terminal: Terminal,
+    checkpoints: Annotated[list[Path], typer.Argument(help="One: random plane. Two: line. Three: plane through them.")],
+    problem: Foreign = None,
+    data_dir: DataDir = None,
+    points: Annotated[int, typer.Option(help="Points along each axis.", min=2)] = 25,
+    low: Annotated[float | None, typer.Option(help="First coordinate. [default: -1]")] = None,
+    high: Annotated[float | None, typer.Option(help="Last coordinate. [default: 2, for a random plane 1]")] = None,
+    examples: Examples = 0,
+) -> None:
+    """Loss and accuracy on a line or plane; interrupted, it goes on where it was."""
+    from sharpness import recipes
+    from sharpness.render import draw_folder
+
+    extent = (-1.0 if low is None else low, (1.0 if len(checkpoints) == 1 else 2.0) if high is None else high)
+    out = common.out or Path("runs") / f"landscape-{'-'.join(path.stem for path in checkpoints[:3])}"
+    record = recipes.landscape(
+        checkpoints,
+        out,
+        points=points,
+        extent=extent,
+        problem=problem,
+        data_dir=data_dir,
+        examples=examples,
+        seed=common.seed,
+        device=common.place,
+        dtype=common.precision,
+        report=terminal.report,
+    )
+    terminal.report("figures")
+    draw_folder(out)
+    terminal.table(f"{record.kind}, batch norm: {record.batchnorm}", ("data set", "least loss", "largest loss"), loss_rows(record))
+    terminal.say(f"Results in {out / record.kind}.h5, figures in {out / 'figures'}")
+    terminal.result({"out": str(out), "split": record.split.tolist(), "loss": record.loss.tolist()})
+
+
+@command(app, group=FILES)
+def figures(
+    common: Common,
+    terminal: Terminal,
+    path: Annotated[Path, typer.Argument(help="A run's folder, or one .h5 file.")],
+    formats: Annotated[list[str] | None, typer.Option("--format", help="svg, pdf or png, repeatable. [default: all]")] = None,
+) -> None:
+    """Draw again, from HDF5 alone."""
+    from sharpness.render import FORMATS, draw_file, draw_folder
+
+    wanted = tuple(formats or FORMATS)
+    if not set(wanted) <= set(FORMATS):
+        raise ShapeError(f"expected --format {', '.join(FORMATS)}; got {', '.join(wanted)}")
+    terminal.report("figures")
+    written = draw_folder(path, wanted) if path.is_dir() else draw_file(path, wanted)
+    for file in written:
+        terminal.say(str(file))
+    terminal.result([str(file) for file in written])
+
+
+@command(app, group=FILES)
+def info(
+    common: Common,  # noqa: ARG001 - every command takes the common options
+    terminal: Terminal,
+    path: Annotated[Path, typer.Argument(help="A results file (.h5) or a minimizer (.safetensors).")],
+) -> None:
+    """What a file holds, and where it comes from."""
+    if path.suffix == ".safetensors":
+        from sharpness.checkpoints import load_minimizer
+
+        minimizer = load_minimizer(path)
+        facts = {"parameters": minimizer.point.theta.numel(), "theta_sha256": minimizer.point.sha256}
+        terminal.table(str(path), ("what", "value"), flat_rows({**facts, **minimizer.metadata}))
+        terminal.result({**facts, **minimizer.metadata})
+        return
+    from sharpness.records import settings, variables
+    from sharpness.store import load_all, load_provenance
+
+    origin, found = load_provenance(path), load_all(path)
+    for name, record in found.items():
+        rows = [(v.name, " × ".join(v.dims) or "scalar", str(v.values.shape), v.unit, v.label) for v in variables(record)]
+        terminal.table(f"{path}: {name} ({record.kind})", ("variable", "dimensions", "shape", "unit", "what"), rows)
+        terminal.table("choices", ("name", "value"), flat_rows({**settings(record), **record.conditions}))
+    terminal.table("provenance", ("what", "value"), flat_rows(origin))
+    terminal.result({"records": {name: record.kind for name, record in found.items()}, "provenance": origin})
+
+
+@command(app, group=MACHINE)
+def bench(
+    common: Common,
+    terminal: Terminal,
+    model: Annotated[str, typer.Option(help="A built-in model, on random inputs of its shape.")] = "keskar-f1",
+    problem: Foreign = None,
+    examples: Annotated[int, typer.Option(help="Examples to measure on; 0 is all (2,000 with a built-in model).")] = 0,
+    repeats: Annotated[int, typer.Option(help="Timed repeats.", min=1)] = 5,
+) -> None:
+    """Cost of a gradient and of a Hessian-vector product: this machine, this model."""
+    from sharpness import recipes
+    from sharpness.bench import product_cost
+    from sharpness.store import save
+
+    if problem is None:
+        made, name = recipes.random_problem(model, examples or 2000, seed=common.seed), model
+    else:
+        made, name = recipes.measured_on(recipes.load_problem(problem), examples), problem
+    objectives, theta = replace(made, test=None).objectives(device=common.place, dtype=common.precision)
+    record = product_cost(
+        objectives["train"], theta, name=name, repeats=repeats, seed=common.seed, progress=terminal.report("bench")
+    )
+    if common.out is not None:
+        save(record, common.out / "product_cost.h5")
+    terminal.table(f"{name} on {common.place}, {common.dtype}", ("what", "value"), cost_rows(record))
+    terminal.result(cost_numbers(record))
+
+
+@command(app, group=MACHINE)
+def doctor(common: Common, terminal: Terminal, problem: Foreign = None) -> None:
+    """Versions, devices and what is missing; with --problem, checks of that model."""
+    from sharpness.doctor import check_machine, check_problem
+    from sharpness.recipes import load_problem
+
+    checks = check_machine()
+    if problem is not None:
+        checks += check_problem(load_problem(problem), device=common.place, seed=common.seed)
+    rows = [("ok" if c.good else "FAILS", c.name, c.seen + ("" if c.good else f" → {c.cure}")) for c in checks]
+    terminal.table("doctor", ("", "check", "seen"), rows)
+    terminal.result([c._asdict() for c in checks])
+    if not all(c.good for c in checks):
+        raise typer.Exit(1)
+
+
+def _recipe(name: str, common: Common, trials: int | None) -> Any:
+    """The recipe, with the seed and number of trials that the command line gives."""
+    from sharpness.recipes import from_toml, recipe_named
+
+    recipe = from_toml(Path(name)) if name.endswith(".toml") else recipe_named(name)
+    changes: dict[str, int] = {} if trials is None else {"trials": trials}
+    if common.seed:
+        changes["seed"] = common.seed
+    return replace(recipe, parameters=replace(recipe.parameters, **changes))

@@ -1,0 +1,87 @@
+"""Records and results as rows of text."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sharpness.records import LineLosses, PlaneLosses, ProductCost
+
+Rows = list[tuple[str, ...]]
+
+
+def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
+    """What ``analyse_checkpoints`` found for one checkpoint."""
+    rows: Rows = []
+    for name, value in numbers.items():
+        if isinstance(value, float):
+            rows.append((name, f"{value:.2%}" if name.endswith("accuracy") else f"{value:.5g}"))
+        elif isinstance(value, (int, str)):
+            rows.append((name, f"{value:,}" if isinstance(value, int) else value))
+    triples = zip(numbers["eigenvalues"], numbers["residuals"], numbers["converged"], strict=True)
+    for number, (value, residual, converged) in enumerate(triples, 1):
+        note = "" if converged else " (not converged)"
+        rows.append((f"λ{number}", f"{value:.5g} ± {residual:.1g}{note}"))
+    for name, s in numbers["epsilon-sharpness"].items():
+        iterations = ", ".join(str(i) for i in s["iterations"])
+        detail = f"first order {s['first order']:.3g}, iterations {iterations}, spread {s['spread']:.2g}"
+        rows.append((f"ε-sharpness {name} (%)", f"{s['sharpness']:.4g}; stronger {s['stronger']:.4g} ({detail})"))
+    slopes = {name.split("-")[0]: s["gradient norm"] for name, s in numbers["epsilon-sharpness"].items()}
+    return rows + [(f"‖g‖ ({mode})", f"{slope:.3g}") for mode, slope in slopes.items()]
+
+
+def loss_rows(record: LineLosses | PlaneLosses) -> Rows:
+    """The range of the loss on each data set, with the number of points that are not finite."""
+    rows: Rows = []
+    for name, loss in zip(record.split, record.loss, strict=True):
+        finite = loss[np.isfinite(loss)]
+        lost = loss.size - finite.size
+        low, high = (f"{finite.min():.4g}", f"{finite.max():.4g}") if finite.size else ("n/a", "n/a")
+        rows.append((str(name), low, high + (f" ({lost} points not finite)" if lost else "")))
+    return rows
+
+
+def cost_numbers(record: ProductCost) -> dict[str, float]:
+    """Medians and spread of a benchmark, for people and for JSON."""
+    ratio = record.product_seconds / record.gradient_seconds
+    return {
+        "parameters": record.parameters,
+        "examples": record.examples,
+        "gradient_seconds": float(np.median(record.gradient_seconds)),
+        "product_seconds": float(np.median(record.product_seconds)),
+        "product_in_gradients": float(np.median(ratio)),
+        "product_in_gradients_least": float(ratio.min()),
+        "product_in_gradients_most": float(ratio.max()),
+        "setup_in_gradients": float(record.setup_seconds / np.median(record.gradient_seconds)),
+        "retained_bytes": record.retained_bytes,
+        "relative_error": record.relative_error,
+    }
+
+
+def cost_rows(record: ProductCost) -> Rows:
+    """A benchmark in words."""
+    c = cost_numbers(record)
+    spread = f"{c['product_in_gradients_least']:.2f} – {c['product_in_gradients_most']:.2f}"
+    return [
+        ("parameters n", f"{record.parameters:,}"),
+        ("examples N", f"{record.examples:,}"),
+        ("gradient (G)", f"{c['gradient_seconds'] * 1e3:.4g} ms"),
+        ("product", f"{c['product_seconds'] * 1e3:.4g} ms"),
+        ("product / gradient", f"{c['product_in_gradients']:.2f} G ({spread} over {len(record.repeat)} repeats)"),
+        ("set-up / gradient", f"{c['setup_in_gradients']:.2f} G"),
+        ("memory retained", f"{c['retained_bytes'] / 1e6:.4g} MB"),
+        ("error against float64", f"{c['relative_error']:.2g}"),
+    ]
+
+
+def flat_rows(values: Mapping[str, Any], prefix: str = "") -> Rows:
+    """A nested mapping, one row per leaf."""
+    return list(_leaves(values, prefix))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, str(value)

@@ -1,0 +1,177 @@
+"""What people see: progress, tables, and one message when something goes wrong."""
+
+import errno
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from sharpness.errors import NonFiniteError, NotConvergedError, SharpnessError
+from sharpness.progress import Progress
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that every command takes."""
+
+    out: Annotated[Path | None, typer.Option(help="Folder for results; an existing one resumes.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")] = "auto"
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")] = False
+    json: Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+
+    @property
+    def place(self) -> str:
+        """The device, with ``auto`` decided."""
+        import torch
+
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise typer.BadParameter(f"expected a device that is here; {self.device!r} is not ({reason})") from error
+        return self.device
+
+    @property
+    def precision(self) -> Any:
+        """The dtype as PyTorch's."""
+        import torch
+
+        if self.dtype not in ("float32", "float64"):
+            raise typer.BadParameter(f"expected --dtype float32 or float64; got {self.dtype!r}")
+        return getattr(torch, self.dtype)
+
+
+class Terminal:
+    """Where a command reports: progress on standard error, results on standard output."""
+
+    def __init__(self, common: Common) -> None:
+        self._common = common
+        self._console = Console(stderr=True)
+        self._shown = Console()
+        show = not common.quiet and self._console.is_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bars = Bars(*columns, console=self._console, disable=not show, transient=True)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "Terminal":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def report(self, title: str) -> Progress:
+        """Begin a stage; the one before is over."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        task = self._task = self._bars.add_task(title, total=None, note="")
+
+        def progress(done: int, total: int | None, note: str = "") -> None:
+            self._bars.update(task, completed=done, total=total, note=note)
+
+        return progress
+
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table, unless told to be quiet or to print JSON."""
+        if self._common.quiet or self._common.json:
+            return
+        self._bars.stop()
+        shown = Table(title=title, title_justify="left", title_style="bold")
+        for column in head:
+            shown.add_column(column, overflow="fold")
+        for row in rows:
+            shown.add_row(*row)
+        self._shown.print(shown)
+
+    def say(self, text: str) -> None:
+        """Print a line, unless told to be quiet or to print JSON."""
+        if not (self._common.quiet or self._common.json):
+            self._shown.print(text, highlight=False, soft_wrap=True)
+
+    def result(self, values: Any) -> None:
+        """Print the result as JSON where that was asked for."""
+        if self._common.json:
+            print(json.dumps(values, indent=1))
+
+
+def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register ``function(common, terminal, …)`` as a command that also takes the common options.
+
+    Errors become one message and an exit code: 2 for bad input, 1 for a failed computation, 130 for an interrupt.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function).parameters.values())[2:]
+        shared = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+            for f in fields(Common)
+        ]
+
+        @wraps(function)
+        def run(**arguments: Any) -> None:
+            common = Common(**{f.name: arguments.pop(f.name) for f in fields(Common)})
+            try:
+                with Terminal(common) as terminal:
+                    function(common, terminal, **arguments)
+            except (SharpnessError, OSError, MemoryError, KeyboardInterrupt) as error:
+                if common.debug:
+                    raise
+                _explain(error)
+                raise typer.Exit(_exit_code(error)) from error
+
+        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        app.command(rich_help_panel=group)(run)
+        return run
+
+    return register
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    failed = isinstance(error, (NonFiniteError, NotConvergedError, MemoryError))
+    disk = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+    return FAILED if failed or disk else BAD_INPUT
+
+
+def _explain(error: BaseException) -> None:
+    with suppress(BrokenPipeError):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(_message(error), style="red", markup=False)
+
+
+def _message(error: BaseException) -> str:
+    again = "What was computed is kept; the same command goes on from there."
+    if isinstance(error, KeyboardInterrupt):
+        return f"Interrupted. {again}"
+    if isinstance(error, MemoryError):
+        return f"Error: expected enough memory; there is not ({error}). Use fewer --examples. {again}"
+    if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
+        return f"Error: expected room on the disk; it is full ({error}). Free some. {again}"
+    if isinstance(error, OSError):
+        return f"Error: expected to read or write a file; {error}. {again}"
+    return f"Error: {error}"

@@ -1,0 +1,205 @@
+"""Saved checkpoints, ours or anyone's: what they belong to, their analysis, lines and planes through them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sharpness.checkpoints import is_minimizer, load_checkpoint, load_minimizer, load_state
+from sharpness.errors import ShapeError, SharpnessError, UnsupportedModelError
+from sharpness.geometry import Line, Plane, random_plane
+from sharpness.objective import Problem
+from sharpness.params import ParamSpace, Point
+from sharpness.recipes.analysis import Analysis, AnalysisPlan, Report, analyse, measured_on, no_report
+from sharpness.recipes.grids import resumed_line, resumed_plane
+from sharpness.recipes.registry import recipe_problem
+from sharpness.recipes.run_folder import claim
+from sharpness.records import LineLosses, PlaneLosses
+
+
+def load_problem(spec: str) -> Problem:
+    """The problem that ``FILE.py:NAME`` makes: NAME is a ``Problem``, the tuple, or a function that returns either.
+
+    The file is executed: name only files that you trust.
+
+    Raises:
+        UnsupportedModelError: no such file or name, or it fails or makes something else.
+    """
+    file, separator, name = spec.rpartition(":")
+    path = Path(file)
+    if not separator or not name or path.suffix != ".py" or not path.is_file():
+        raise UnsupportedModelError(f"expected --problem FILE.py:NAME with an existing file; got {spec!r}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours
+    try:
+        module_spec.loader.exec_module(module)
+        made = getattr(module, name)
+        made = made() if callable(made) and not isinstance(made, Problem) else made
+    except SharpnessError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"expected {spec} to make a problem; it failed with {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.pop(0)
+    return Problem.of(made)
+
+
+def open_checkpoint(
+    path: Path, problem: str | None = None, data_dir: str | Path | None = None
+) -> tuple[Problem, Point]:
+    """The problem that a checkpoint belongs to, and where it is.
+
+    Args:
+        path: a ``Minimizer``, which knows its problem, or a state dict, which needs one.
+        problem: ``FILE.py:NAME``; its model receives the weights.
+        data_dir: where a recipe's data lie.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe, or not of this model.
+        UnsupportedModelError: a state dict without ``problem``.
+    """
+    if problem is None:
+        if not is_minimizer(path):
+            load_checkpoint(path)  # a file that cannot be read at all says so first
+            raise UnsupportedModelError(
+                f"expected --problem FILE.py:NAME, which makes (model, loss, train[, test]) for the weights in {path}; "
+                "only minimizers that this program trained know their model and data"
+            )
+        minimizer = load_minimizer(path)
+        return recipe_problem(minimizer, data_dir), minimizer.point
+    state = load_checkpoint(path)
+    made = load_problem(problem)
+    load_state(made.model, state, path)
+    return made, Point.of(made.model, ParamSpace.of(made.model))
+
+
+def analyse_checkpoints(
+    checkpoints: Sequence[Path],
+    plan: AnalysisPlan,
+    out: Path,
+    *,
+    problem: str | None = None,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    report: Report = no_report,
+) -> dict[str, dict[str, Any]]:
+    """Loss, accuracy, top eigenvalues and every ε-sharpness of checkpoints, each in its folder below ``out``.
+
+    Loss and accuracy are those on all data; the rest is measured on ``plan.examples`` training examples.
+
+    Returns:
+        For each checkpoint, by the name of its folder, the numbers as JSON-able values.
+    """
+    opened = {name: open_checkpoint(path, problem, data_dir) for name, path in folder_names(checkpoints).items()}
+    thetas = {name: point.sha256 for name, (_, point) in opened.items()}
+    settings = {"plan": dataclasses.asdict(plan), "problem": problem, "seed": seed}
+    claim(out, {"command": "analyze", "theta": thetas, **settings, "device": device, "dtype": str(dtype)})
+    results = {}
+    for name, (made, point) in opened.items():
+        whole, _ = made.objectives(device=device, dtype=dtype)
+        part = whole
+        if plan.examples:
+            part, _ = measured_on(made, plan.examples).objectives(device=device, dtype=dtype)
+        title = f"{name}: "
+        report(title + "loss and accuracy")
+        scores = {split: objective.evaluate(point) for split, objective in whole.items()}
+        found = analyse(part["train"], point, plan, out / name, seed=seed, report=report, title=title)
+        facts = {"parameters": part["train"].size, "measured on": f"{part['train'].examples} training examples"}
+        for split, score in scores.items():
+            facts |= {f"{split} loss": score.loss, f"{split} accuracy": score.accuracy}
+        results[name] = {**facts, **_numbers(found)}
+    return results
+
+
+def landscape(
+    checkpoints: Sequence[Path],
+    out: Path,
+    *,
+    points: int,
+    extent: tuple[float, float],
+    problem: str | None = None,
+    data_dir: str | Path | None = None,
+    examples: int = 0,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    report: Report = no_report,
+) -> LineLosses | PlaneLosses:
+    """One checkpoint: the plane around it along two filter-normalised random directions. Two: the line between them.
+    Three: the plane through them, the first at (0, 0), the second at (1, 0), the third at (0, 1).
+
+    Rows are committed to ``out/line.h5`` or ``out/plane.h5`` as they are done, and found again.
+    """
+    if not 1 <= len(checkpoints) <= 3:
+        raise ShapeError(f"expected one to three checkpoints; got {len(checkpoints)}")
+    opened = [open_checkpoint(path, problem, data_dir) for path in checkpoints]
+    ends = [point for _, point in opened]
+    axis = np.linspace(*extent, points)
+    claim(
+        out,
+        {
+            "command": "landscape",
+            "theta": [point.sha256 for point in ends],
+            "problem": problem,
+            "extent": list(extent),
+            "points": points,
+            "examples": examples,
+            "seed": seed,
+            "device": device,
+            "dtype": str(dtype),
+        },
+    )
+    objectives, _ = measured_on(opened[0][0], examples).objectives(device=device, dtype=dtype)
+    names = list(folder_names(checkpoints))
+    if len(ends) == 2:
+        return resumed_line(objectives, Line(*ends), axis, out / "line.h5", names, report("line"))
+    if len(ends) == 1:
+        plane = random_plane(ends[0], objectives["train"].space, seed=seed)
+    else:
+        plane = Plane(ends[0], ends[1].theta - ends[0].theta, ends[2].theta - ends[0].theta)
+    return resumed_plane(objectives, plane, axis, out / "plane.h5", report("plane"))
+
+
+def folder_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """A distinct short name for each file: its stem, or its last folders and stem where stems repeat."""
+    for depth in range(1, 10):
+        names = ["-".join(path.with_suffix("").parts[-depth:]).strip("/-") for path in checkpoints]
+        if len(set(names)) == len(names):
+            return dict(zip(names, checkpoints, strict=True))
+    raise ShapeError("expected distinct checkpoints; got one of them twice")
+
+
+def _numbers(found: Analysis) -> dict[str, Any]:
+    pairs = found.eigenpairs
+    every: dict[str, Any] = {
+        "eigenvalues": pairs.eigenvalues.tolist(),
+        "residuals": pairs.residuals.tolist(),
+        "converged": pairs.converged.tolist(),
+        "products": pairs.products,
+    }
+    sharpness: Mapping[str, Any] = {
+        case.name: {
+            "sharpness": s.sharpness,
+            "stronger": s.stronger,
+            "first order": s.first_order,
+            "gradient norm": s.gradient_norm,
+            "iterations": s.restart_iterations.tolist(),
+            "spread": s.spread,
+        }
+        for case, s in found.sharpness.items()
+    }
+    return {**every, "epsilon-sharpness": sharpness}
