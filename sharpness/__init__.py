@@ -83,7 +83,7 @@ except PackageNotFoundError:  # a checkout on the path, not installed
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use: ``import sharpness`` alone loads neither torch nor matplotlib."""
+    """Import a public name on first use: ``import sharpness`` alone loads neither torch nor matplotlib."""
     if name not in _HOME:
         raise AttributeError(f"module 'sharpness' has no attribute {name!r}")
     value = getattr(import_module(f"sharpness.{_HOME[name]}"), name)

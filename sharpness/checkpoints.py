@@ -88,7 +88,7 @@ def is_minimizer(path: str | Path) -> bool:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state dict in ``path`` by name, on the CPU: ``.safetensors``, or ``.pt``/``.pth``/… as ``torch.save`` wrote it.
+    """The state dict in ``path``, on the CPU: ``.safetensors``, or ``.pt``, ``.pth``, … as ``torch.save`` wrote it.
 
     The usual wrappings (``{"state_dict": …}``, ``{"model": …}``) and prefixes (``module.``, ``_orig_mod.``) are taken
     off. Files that would have to run code to load are refused.
@@ -103,7 +103,7 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Copy a state dict into ``module``; every name and shape must fit, else ``CheckpointError`` lists what does not."""
+    """Copy a state dict into ``module``; a name or shape that does not fit is a ``CheckpointError`` listing all such."""
     own = module.state_dict()
     given = {own[name].data_ptr() for name in state if name in own}  # a tied weight may come under one name only
     missing = [n for n in own if n not in state and own[n].data_ptr() not in given and own[n].ndim]
@@ -171,7 +171,9 @@ def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise CheckpointError(f"expected a checkpoint file at {path}; there is {'a folder' if path.is_dir() else 'none'}")
+        raise CheckpointError(
+            f"expected a checkpoint file at {path}; there is {'a folder' if path.is_dir() else 'none'}"
+        )
 
 
 def _few(names: list[str], count: int = 4) -> str:

@@ -59,16 +59,18 @@ def check_problem(problem: Problem, *, device: str = "cpu", seed: int = 0) -> li
     scale = float(u.norm() * product.norm())
     asymmetry = abs(float(u @ product) - float(v @ (hessian @ u))) / scale if scale else 0.0
     exact = Hessian(f.replace(dtype=torch.float64), theta) @ v.double()
-    error = float((product.double() - exact).norm() / exact.norm()) if exact.any() else 0.0
+    difference = float((product.double() - exact).norm() / exact.norm()) if exact.any() else 0.0
     slope = float(f.gradient(theta).norm())
     norm = float(theta.norm())
     return [
         Check("objective", True, f"deterministic; batches add up; {f.size:,} parameters, {f.examples:,} examples"),
         Check("loss and accuracy (train)", True, f"{value.loss:.6g} nat, {value.accuracy:.4f}"),
         Check("batch norm", True, "running statistics (eval)" if f.has_batchnorm else "none"),
-        Check("gradient norm ‖g‖", True, f"{slope:.3g} at ‖θ‖ = {norm:.3g}" + (": not a minimum" if slope > 0.1 else "")),
+        Check(
+            "gradient norm ‖g‖", True, f"{slope:.3g} at ‖θ‖ = {norm:.3g}" + (": not a minimum" if slope > 0.1 else "")
+        ),
         Check("symmetry ⟨u, Hv⟩ = ⟨v, Hu⟩", asymmetry < 1e-4, f"relative difference {asymmetry:.1g}", _FLOAT64),
-        Check("product against float64", error < 1e-3, f"relative difference {error:.1g}", _FLOAT64),
+        Check("product against float64", difference < 1e-3, f"relative difference {difference:.1g}", _FLOAT64),
         *_check_split(f, theta, value.loss),
     ]
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from sharpness.errors import ShapeError
 from sharpness.geometry import Line, Plane

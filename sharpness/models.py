@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,7 @@ def mlp(sizes: Sequence[int], *, batchnorm: bool = False) -> nn.Sequential:
     ['Linear', 'BatchNorm1d', 'ReLU', 'Linear']
     """
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for inputs, outputs in pairwise(sizes[:-1]):
         layers.append(nn.Linear(inputs, outputs))
         if batchnorm:
             layers.append(nn.BatchNorm1d(outputs))

@@ -81,7 +81,9 @@ class Dense(SymmetricOperator):
             raise ShapeError(f"expected a square matrix; got shape {tuple(matrix.shape)}")
         asymmetry = float((matrix - matrix.T).abs().max()) if matrix.numel() else 0.0
         if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * float(matrix.abs().max()):
-            raise ShapeError(f"expected a symmetric matrix; got entries that differ from their mirror by {asymmetry:.3g}")
+            raise ShapeError(
+                f"expected a symmetric matrix; got entries that differ from their mirror by {asymmetry:.3g}"
+            )
         self._matrix = matrix
 
     @property

@@ -11,5 +11,5 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
 
 
-def silent(done: int, total: int | None, note: str = "") -> None:  # noqa: ARG001 - shows nothing
+def silent(done: int, total: int | None, note: str = "") -> None:
     """The default: no output."""

@@ -112,7 +112,9 @@ def _difference(template: Any, found: Any) -> str:
 
 
 def _write_record(group: h5py.Group, record: Any) -> None:
-    _write_attributes(group, {"kind": record.kind, **settings(record), "conditions": json.dumps(dict(record.conditions))})
+    _write_attributes(
+        group, {"kind": record.kind, **settings(record), "conditions": json.dumps(dict(record.conditions))}
+    )
     columns = list(variables(record))
     sizes = {dim: size for column in columns for dim, size in zip(column.dims, column.values.shape, strict=True)}
     coordinates = {column.name for column in columns if column.dims == (column.name,)}
@@ -159,7 +161,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             _check_format(file, path)
             yield file
     except (OSError, KeyError) as error:
-        raise SchemaError(f"expected a complete HDF5 file at {path}; it is damaged or something else ({error})") from error
+        raise SchemaError(
+            f"expected a complete HDF5 file at {path}; it is damaged or something else ({error})"
+        ) from error
 
 
 def _check_format(file: h5py.File, path: Path) -> None:

@@ -221,7 +221,9 @@ class _Run:
 
     def save(self, path: Path) -> None:
         state = self.optimizer.state_dict()["state"]
-        moments = {f"optimizer.{i}.{name}": t for i, entry in state.items() for name, t in entry.items() if t is not None}
+        moments = {
+            f"optimizer.{i}.{name}": t for i, entry in state.items() for name, t in entry.items() if t is not None
+        }
         weights = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors = {name: t.detach().clone().contiguous() for name, t in {**weights, **moments}.items()}
         write_atomically(path, save(tensors, {"run": json.dumps({"epoch": self.epoch})}))

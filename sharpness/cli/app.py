@@ -170,17 +170,21 @@ def landscape(
     )
     terminal.report("figures")
     draw_folder(out)
-    terminal.table(f"{record.kind}, batch norm: {record.batchnorm}", ("data set", "least loss", "largest loss"), loss_rows(record))
+    terminal.table(
+        f"{record.kind}, batch norm: {record.batchnorm}", ("data set", "least loss", "largest loss"), loss_rows(record)
+    )
     terminal.say(f"Results in {out / record.kind}.h5, figures in {out / 'figures'}")
     terminal.result({"out": str(out), "split": record.split.tolist(), "loss": record.loss.tolist()})
 
 
 @command(app, group=FILES)
 def figures(
-    common: Common,
+    common: Common,  # noqa: ARG001 - every command takes the common options
     terminal: Terminal,
     path: Annotated[Path, typer.Argument(help="A run's folder, or one .h5 file.")],
-    formats: Annotated[list[str] | None, typer.Option("--format", help="svg, pdf or png, repeatable. [default: all]")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="svg, pdf or png, repeatable. [default: all]")
+    ] = None,
 ) -> None:
     """Draw again, from HDF5 alone."""
     from sharpness.render import FORMATS, draw_file, draw_folder
@@ -215,7 +219,9 @@ def info(
 
     origin, found = load_provenance(path), load_all(path)
     for name, record in found.items():
-        rows = [(v.name, " × ".join(v.dims) or "scalar", str(v.values.shape), v.unit, v.label) for v in variables(record)]
+        rows = [
+            (v.name, " × ".join(v.dims) or "scalar", str(v.values.shape), v.unit, v.label) for v in variables(record)
+        ]
         terminal.table(f"{path}: {name} ({record.kind})", ("variable", "dimensions", "shape", "unit", "what"), rows)
         terminal.table("choices", ("name", "value"), flat_rows({**settings(record), **record.conditions}))
     terminal.table("provenance", ("what", "value"), flat_rows(origin))
@@ -271,7 +277,5 @@ def _recipe(name: str, common: Common, trials: int | None) -> Any:
     from sharpness.recipes import from_toml, recipe_named
 
     recipe = from_toml(Path(name)) if name.endswith(".toml") else recipe_named(name)
-    changes: dict[str, int] = {} if trials is None else {"trials": trials}
-    if common.seed:
-        changes["seed"] = common.seed
-    return replace(recipe, parameters=replace(recipe.parameters, **changes))
+    p = recipe.parameters
+    return replace(recipe, parameters=replace(p, trials=trials or p.trials, seed=common.seed or p.seed))

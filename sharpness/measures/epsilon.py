@@ -152,7 +152,9 @@ class _Search:
         value, gradient = self._objective.value_and_gradient(self._box.lift(y))
         if not np.isfinite(value) or not bool(gradient.isfinite().all()):
             where = "inside the box" if self.evaluations else "at the point"
-            raise NonFiniteError(f"expected a finite loss and gradient {where}; the loss is {value}. Check the weights.")
+            raise NonFiniteError(
+                f"expected a finite loss and gradient {where}; the loss is {value}. Check the weights."
+            )
         if not self.evaluations:
             self.first_gradient_norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         self.evaluations += 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sharpness.errors import DataError
 from sharpness.objective.losses import length
@@ -27,9 +27,7 @@ def freeze(data: Any) -> list[Any]:
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, torch.Tensor) for part in data):
         _check_lengths(data)
         return [tuple(data)]
-    if isinstance(data, IterableDataset):
-        data = DataLoader(data, batch_size=COLLATE)
-    elif isinstance(data, Dataset):
+    if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=COLLATE)
     if iter(data) is data:
         raise DataError(

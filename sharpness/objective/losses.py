@@ -69,10 +69,8 @@ class BatchLoss:
             output = model(**batch)
             return output, self.loss(output, batch)
         *inputs, target = batch
-        if len(inputs) == 1 and isinstance(inputs[0], Mapping):
-            output = model(**inputs[0])
-        else:
-            output = model(*inputs)
+        named = len(inputs) == 1 and isinstance(inputs[0], Mapping)
+        output = model(**inputs[0]) if named else model(*inputs)
         return output, self.loss(output, target)
 
 

@@ -373,7 +373,7 @@ class Objective:
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Attention by its twice differentiable path and, on CUDA, no TF32 and deterministic convolutions; then as before."""
+    """Attention by its twice differentiable path and, on CUDA, no TF32 and deterministic kernels; then as before."""
     with sdpa_kernel(SDPBackend.MATH):
         if device.type != "cuda":
             yield

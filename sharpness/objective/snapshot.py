@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,7 +19,9 @@ POLICIES = ("eval", "batch", "recompute")
 def unwrap(module: nn.Module) -> nn.Module:
     """The model inside ``torch.compile`` and data-parallel wrappers; sharded models are refused."""
     while True:
-        if "FullyShardedDataParallel" in type(module).__name__ or "FSDPModule" in {c.__name__ for c in type(module).__mro__}:
+        if "FullyShardedDataParallel" in type(module).__name__ or "FSDPModule" in {
+            c.__name__ for c in type(module).__mro__
+        }:
             raise UnsupportedModelError(
                 "expected an unsharded model; got FSDP, which ignores parameters given to it. "
                 "Gather the full state dict and load it into the plain module."
@@ -27,7 +29,7 @@ def unwrap(module: nn.Module) -> nn.Module:
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             module = module.module
         elif hasattr(module, "_orig_mod"):
-            module = module._orig_mod
+            module = cast("nn.Module", module._orig_mod)
         else:
             return module
 

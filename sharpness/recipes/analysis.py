@@ -15,8 +15,8 @@ from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Objective, Problem
 from sharpness.operators import Hessian
 from sharpness.progress import Progress, silent
-from sharpness.records import EigenPairs, EpsilonSharpness
 from sharpness.recipes.run_folder import stored
+from sharpness.records import EigenPairs, EpsilonSharpness
 from sharpness.spectrum import eigenpairs
 
 Report = Callable[[str], Progress]

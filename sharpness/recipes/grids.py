@@ -17,7 +17,12 @@ from sharpness.records import LineLosses, PlaneLosses
 
 
 def resumed_line(
-    objectives: dict[str, Objective], line: Line, alphas: np.ndarray, path: Path, ends: Sequence[str], progress: Progress
+    objectives: dict[str, Objective],
+    line: Line,
+    alphas: np.ndarray,
+    path: Path,
+    ends: Sequence[str],
+    progress: Progress,
 ) -> LineLosses:
     """``evaluate_line`` into a file, going on with what it holds; ``ends`` names α = 0 and α = 1."""
     template = line_template(objectives, line, alphas)

@@ -95,7 +95,7 @@ def from_toml(path: Path) -> Recipe:
 
 
 def override(parameters: Any, changes: Mapping[str, Any], place: str = "") -> Any:
-    """A dataclass with some fields changed, nested ones by nested mappings; unknown names and wrong kinds are refused."""
+    """A dataclass with fields changed, nested ones by nested mappings; unknown names and wrong kinds are refused."""
     names = [item.name for item in dataclasses.fields(parameters)]
     values = {}
     for name, value in changes.items():

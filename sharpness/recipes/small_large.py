@@ -114,7 +114,9 @@ def train_pairs(
     """The training stage: for every seed an SB and an LB minimizer from one start, in ``out/seed-<s>/<regime>/``."""
     data = load(parameters.data, data_dir)
     settings = dataclasses.asdict(parameters)
-    claim(out, {"recipe": name, "parameters": settings, "data": data.fingerprint, "device": device, "dtype": str(dtype)})
+    claim(
+        out, {"recipe": name, "parameters": settings, "data": data.fingerprint, "device": device, "dtype": str(dtype)}
+    )
     metadata = {"recipe": name, "parameters": settings, "data": data.fingerprint, "dtype": str(dtype)}
     trials = {}
     for seed in parameters.seeds:
@@ -127,7 +129,9 @@ def train_pairs(
         for regime, plan in zip(REGIMES, (parameters.sb, parameters.lb), strict=True):
             about = {**metadata, "regime": regime}
             progress = report(f"seed {seed} {regime}: training")
-            ends[regime] = _trained(problem, plan, folder / regime, seed=seed, about=about, device=device, progress=progress)
+            ends[regime] = _trained(
+                problem, plan, folder / regime, seed=seed, about=about, device=device, progress=progress
+            )
         trials[seed] = Trial(start, ends)
     return data, trials
 
@@ -180,7 +184,14 @@ def run(
 
 
 def _trained(
-    problem: Problem, plan: TrainingPlan, folder: Path, *, seed: int, about: Mapping[str, Any], device: str, progress: Any
+    problem: Problem,
+    plan: TrainingPlan,
+    folder: Path,
+    *,
+    seed: int,
+    about: Mapping[str, Any],
+    device: str,
+    progress: Any,
 ) -> Minimizer:
     """One minimizer, from its file or by training (on)."""
     file, state = folder / "minimizer.safetensors", folder / "training.safetensors"
@@ -226,8 +237,8 @@ def _comparison(
 
         return table(one)
 
-    def evaluations(regime: str, seed: int) -> list[tuple[float, float]]:
-        return [tuple(o.evaluate(trials[seed].ends[regime]))[:2] for o in objectives.values()]
+    def evaluations(regime: str, seed: int) -> list[tuple[float, ...]]:
+        return [o.evaluate(trials[seed].ends[regime])[:2] for o in objectives.values()]
 
     scores = table(evaluations)
     return Comparison(
@@ -254,6 +265,7 @@ def _comparison(
         recipe=name,
         conditions={
             "training": objectives["train"].conditions,
+            "batchnorm": "eval" if objectives["train"].has_batchnorm else "none",
             "measured_on": f"{parameters.analysis.examples or objectives['train'].examples} training examples",
         },
     )

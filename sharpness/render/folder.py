@@ -10,6 +10,7 @@ from sharpness.records import Comparison, EigenPairs, EpsilonSharpness
 from sharpness.render.comparison import draw_table
 from sharpness.render.figures import draw_figure
 from sharpness.render.files import save_figure
+from sharpness.render.summary import REGIMES
 
 FORMATS = ("svg", "pdf", "png")
 
@@ -39,6 +40,7 @@ def draw_folder(folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
                 families.setdefault(stem, {})[panel] = record
     written = []
     for stem, family in families.items():
+        family = {name: family[name] for name in sorted(family, key=_panel_order)}
         written += _draw_family(family, folder / "figures" / stem, formats)
     return written
 
@@ -58,6 +60,11 @@ def _draw_family(family: dict[str, Any], stem: Path, formats: Sequence[str]) -> 
         if isinstance(record, Comparison):
             written += save_figure(draw_table(record), stem.with_name("table"), formats)
     return written
+
+
+def _panel_order(name: str) -> tuple[int, str]:
+    """SB stands before LB, others by name."""
+    return (REGIMES.index(name) if name in REGIMES else len(REGIMES), name)
 
 
 def _place(path: Path, name: str) -> tuple[str, str]:

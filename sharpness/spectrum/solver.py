@@ -69,7 +69,9 @@ def eigenpairs(
     capacity = max_vectors or 2 * wanted + SPARE_VECTORS
     if capacity < min(n, wanted + PROBE_STEPS):
         least = min(n, wanted + PROBE_STEPS)
-        raise ShapeError(f"expected max_vectors >= {least} (wanted pairs and {PROBE_STEPS} probe steps); got {max_vectors}")
+        raise ShapeError(
+            f"expected max_vectors >= {least} (wanted pairs and {PROBE_STEPS} probe steps); got {max_vectors}"
+        )
     solver = _Solver(KrylovBasis(operator, capacity, seed), which, wanted, max_products or 200 + 40 * k, progress)
     enough = solver.solve(0.9 * tolerance)
     pairs = solver.audit(operator, which, tolerance, seed)
@@ -149,8 +151,8 @@ class _Solver:
         images = (operator @ vectors).double()
         self.other_products += len(chosen)
         small = (vectors.T @ images).cpu().numpy()
-        ritz, rotation = np.linalg.eigh((small + small.T) / 2)
-        ritz, rotation = ritz[::-1].copy(), torch.as_tensor(rotation[:, ::-1].copy(), device=vectors.device)
+        ritz, columns = np.linalg.eigh((small + small.T) / 2)
+        ritz, rotation = ritz[::-1].copy(), torch.as_tensor(columns[:, ::-1].copy(), device=vectors.device)
         vectors, images = vectors @ rotation, images @ rotation
         residuals = torch.linalg.vector_norm(images - vectors * torch.as_tensor(ritz, device=vectors.device), dim=0)
         scale = max(np.abs(values).max(), np.abs(ritz).max())
