@@ -103,7 +103,7 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Copy a state dict into ``module``; a name or shape that does not fit is a ``CheckpointError`` listing all such."""
+    """Copy a state dict into ``module``; names or shapes that do not fit are listed in a ``CheckpointError``."""
     own = module.state_dict()
     given = {own[name].data_ptr() for name in state if name in own}  # a tied weight may come under one name only
     missing = [n for n in own if n not in state and own[n].data_ptr() not in given and own[n].ndim]

@@ -11,7 +11,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 
 from sharpness.errors import NonFiniteError, ShapeError, UnsupportedModelError
-from sharpness.objective import Objective
+from sharpness.objective import Objective, exact_arithmetic
 
 RETAIN_FRACTION = 0.5  # of the memory that is free when the operator is made
 
@@ -198,7 +198,10 @@ class Hessian(SymmetricOperator):
             return torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
         gradients, weights = zip(*curved, strict=True)
         try:
-            columns = torch.autograd.grad(gradients, self._leaves, weights, retain_graph=True, materialize_grads=True)
+            with exact_arithmetic(self.device):
+                columns = torch.autograd.grad(
+                    gradients, self._leaves, weights, retain_graph=True, materialize_grads=True
+                )
         except RuntimeError as error:
             if "not implemented" not in str(error) and "twice" not in str(error):
                 raise

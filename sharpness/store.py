@@ -46,7 +46,8 @@ def save(record: Any, path: str | Path) -> Path:
         file.attrs.update({"format": FORMAT, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"})
         for name, item in records.items():
             _write_record(file.create_group(name), item)
-        _write_attributes(file.create_group("provenance"), provenance())
+        choices = {name: {**settings(item), **item.conditions} for name, item in records.items()}
+        _write_attributes(file.create_group("provenance"), {**provenance(), "choices": choices})
     return write_atomically(path, buffer.getvalue())
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sharpness.cli.tables import analysis_rows, cost_numbers, cost_rows, flat_rows, loss_rows
+from sharpness.cli.tables import analysis_rows, cost_numbers, cost_rows, flat_rows, grouped, loss_rows
 from sharpness.cli.terminal import Common, Terminal, command
 from sharpness.errors import ShapeError
 
@@ -55,7 +55,7 @@ def run(
     seeds, measured = len(comparison.seed), comparison.conditions["measured_on"]
     title = f"{chosen.name}: mean ± standard deviation over {seeds} seeds; curvature and sharpness on {measured}"
     rows = sharpness_table(comparison)
-    terminal.table(title, ("", "SB", "LB", "LB/SB"), rows)
+    terminal.table(title, ("", "SB", "LB", "LB/SB"), grouped(rows))
     terminal.say(f"Results in {out}, {len(figures)} figure files in {out / 'figures'}")
     terminal.result({"out": str(out), "table": [list(row) for row in rows]})
 

@@ -1,6 +1,6 @@
 """Records and results as rows of text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,25 @@ def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
         rows.append((f"ε-sharpness {name} (%)", f"{s['sharpness']:.4g}; stronger {s['stronger']:.4g} ({detail})"))
     slopes = {name.split("-")[0]: s["gradient norm"] for name, s in numbers["epsilon-sharpness"].items()}
     return rows + [(f"‖g‖ ({mode})", f"{slope:.3g}") for mode, slope in slopes.items()]
+
+
+def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:
+    """The rows of ``sharpness_table`` with each ε-sharpness under a heading of what it shares with its neighbours."""
+    shown: Rows = []
+    heading = ""
+    for quantity, *values in rows:
+        if quantity == "λmax":
+            split = [value.partition(" (residual ") for value in values]
+            shown += [(quantity, *(s[0] for s in split)), ("  residual", *(s[2].rstrip(")") for s in split))]
+            continue
+        *shared, epsilon, maximiser = (
+            quantity.rsplit(", ", 2) if quantity.startswith("ε-sharpness") else ("", "", quantity)
+        )
+        if shared[0] not in ("", heading):
+            heading = shared[0]
+            shown.append((f"[bold]{heading}[/]", "", "", ""))
+        shown.append((f"  {epsilon}, {maximiser}" if shared[0] else quantity.removeprefix("gradient norm "), *values))
+    return shown
 
 
 def loss_rows(record: LineLosses | PlaneLosses) -> Rows:

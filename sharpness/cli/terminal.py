@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -101,9 +102,10 @@ class Terminal:
         if self._common.quiet or self._common.json:
             return
         self._bars.stop()
-        shown = Table(title=title, title_justify="left", title_style="bold")
-        for column in head:
-            shown.add_column(column, overflow="fold")
+        shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(head):
+            widest = max((len(row[index]) for row in rows), default=0)
+            shown.add_column(column, overflow="fold", min_width=min(19 if index else 27, widest))
         for row in rows:
             shown.add_row(*row)
         self._shown.print(shown)

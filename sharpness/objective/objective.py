@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ class Objective:
         """
         if not isinstance(module, nn.Module):
             raise UnsupportedModelError(f"expected a torch.nn.Module; got {type(module).__name__}")
-        module = unwrap(module)
+        module = copy.deepcopy(unwrap(module))  # the caller's may change later
         space = ParamSpace.of(module, parameters)
         first = next(module.parameters())
         if dtype is None:
@@ -144,7 +145,6 @@ class Objective:
             dtype=dtype,
             batchnorm=batchnorm,
         )
-        objective._module = objective._snapshot.module  # the caller's module may change later; the copy does not
         theta = space.flatten(dict(module.named_parameters())).to(device=place, dtype=dtype)
         return objective, theta
 
