@@ -5,12 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.errors import (
     NonDeterministicError,
@@ -19,6 +17,7 @@ from sharpness.errors import (
     UnsupportedModelError,
 )
 from sharpness.objective.batches import chunked, freeze, tree_map
+from sharpness.objective.execution import exact_arithmetic, saved_bytes
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
 from sharpness.params import ParamSpace, Point, as_point
@@ -369,36 +368,3 @@ class Objective:
                 "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
                 "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
             )
-
-
-@contextmanager
-def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Attention by its twice differentiable path and, on CUDA, no TF32 and deterministic kernels; then as before."""
-    with sdpa_kernel(SDPBackend.MATH):
-        if device.type != "cuda":
-            yield
-            return
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-
-
-def saved_bytes(run: Callable[[], Any], exclude: Sequence[torch.Tensor] = ()) -> int:
-    """Bytes of distinct tensors that autograd saves while ``run()`` runs, those of ``exclude`` not counted."""
-    ignored = {tensor.untyped_storage().data_ptr() for tensor in exclude}
-    seen: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in ignored:  # a view of the data counts with its own size, not with that of the data
-            seen[place] = max(seen.get(place, 0), tensor.nbytes)
-        return tensor.detach()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = run()  # alive until counted, so that no storage is reused
-    del kept
-    return sum(seen.values())
