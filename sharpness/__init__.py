@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sharpness.params import Point as Point
     from sharpness.render import draw as draw
     from sharpness.spectrum import eigenpairs as eigenpairs
+    from sharpness.spectrum import spectral_density as spectral_density
+    from sharpness.spectrum import trace as trace
     from sharpness.store import load as load
     from sharpness.store import save as save
     from sharpness.training import TrainingPlan as TrainingPlan
@@ -57,6 +59,8 @@ _HOME = {
     "Point": "params",
     "draw": "render",
     "eigenpairs": "spectrum",
+    "spectral_density": "spectrum",
+    "trace": "spectrum",
     "load": "store",
     "save": "store",
     "TrainingPlan": "training",

@@ -57,7 +57,7 @@ class SymmetricOperator(ABC):
         """The same matrix as a ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays."""
 
         def product(vectors: np.ndarray) -> np.ndarray:
-            return (self @ torch.as_tensor(np.ascontiguousarray(vectors))).cpu().numpy()
+            return (self @ torch.as_tensor(np.array(vectors, order="C"))).cpu().numpy()
 
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         return LinearOperator(self.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype)
@@ -72,6 +72,7 @@ class Dense(SymmetricOperator):
 
     Raises:
         ShapeError: the matrix is not square or not symmetric to rounding.
+        NonFiniteError: it has NaN or infinite entries.
     """
 
     def __init__(self, matrix: torch.Tensor | np.ndarray) -> None:
@@ -79,8 +80,10 @@ class Dense(SymmetricOperator):
         matrix = matrix if matrix.is_floating_point() else matrix.double()
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise ShapeError(f"expected a square matrix; got shape {tuple(matrix.shape)}")
-        asymmetry = float((matrix - matrix.T).abs().max()) if matrix.numel() else 0.0
-        if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * float(matrix.abs().max()):
+        if not bool(matrix.isfinite().all()):
+            raise NonFiniteError("expected a finite matrix; got NaN or infinite entries")
+        asymmetry, largest = (float(m.abs().max()) if m.numel() else 0.0 for m in (matrix - matrix.T, matrix))
+        if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * largest:
             raise ShapeError(
                 f"expected a symmetric matrix; got entries that differ from their mirror by {asymmetry:.3g}"
             )
@@ -133,7 +136,8 @@ class Hessian(SymmetricOperator):
     def __init__(self, objective: Objective, place: Any, *, memory: int | None = None) -> None:
         objective.check_differentiable()
         self._objective = objective
-        self._point = objective.point(place)
+        point = objective.point(place)
+        self._point = Point(point.theta.clone(), point.buffers)  # what the caller does to θ later is not our θ
         self._leaves = [part.clone().requires_grad_() for part in objective.space.split(self._point.theta)]
         self._linearise(_free_bytes(objective.device) * RETAIN_FRACTION if memory is None else memory)
 

@@ -44,7 +44,7 @@ def normal(
 def preserved_random_state() -> Iterator[None]:
     """Restore the global generators of Python, NumPy and PyTorch (every device) on leaving, also after an error."""
     python_state, numpy_state = python_random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.accelerator.device_count())):
         try:
             yield
         finally:

@@ -104,6 +104,34 @@ class EigenPairs:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class SpectralDensity:
+    """The smoothed density of all eigenvalues, by stochastic Lanczos quadrature."""
+
+    kind: ClassVar = "spectral_density"
+    eigenvalue: np.ndarray = variable("eigenvalue", label="eigenvalue")
+    density: np.ndarray = variable("eigenvalue", label="density of eigenvalues")
+    standard_error: np.ndarray = variable("eigenvalue", label="standard error over probes")
+    nodes: np.ndarray = variable("probe", "step", label="quadrature node")
+    weights: np.ndarray = variable("probe", "step", label="quadrature weight")
+    width: float = setting("standard deviation of the smoothing Gaussian")
+    seed: int = setting("seed of the probes")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TraceEstimate:
+    """The trace by random vectors of ±1, with its standard error."""
+
+    kind: ClassVar = "trace"
+    sample: np.ndarray = variable("sample", label="sample")
+    samples: np.ndarray = variable("sample", label="vᵀAv")
+    value: float = variable(label="trace")
+    standard_error: float = variable(label="standard error of the trace")
+    seed: int = setting("seed of the vectors")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EpsilonSharpness:
     """Keskar's ε-sharpness at one point for one ε and one space, beside what the paper could not compute.
 
@@ -219,4 +247,17 @@ class ProductCost:
     conditions: Mapping[str, Any] = conditions()
 
 
-RECORDS = {r.kind: r for r in (History, EigenPairs, EpsilonSharpness, LineLosses, PlaneLosses, Comparison, ProductCost)}
+RECORDS = {
+    record.kind: record
+    for record in (
+        History,
+        EigenPairs,
+        SpectralDensity,
+        TraceEstimate,
+        EpsilonSharpness,
+        LineLosses,
+        PlaneLosses,
+        Comparison,
+        ProductCost,
+    )
+}

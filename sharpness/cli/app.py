@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sharpness.cli.tables import analysis_rows, cost_numbers, cost_rows, flat_rows, grouped, loss_rows
+from sharpness.cli.tables import (
+    SHARPNESS_HEAD,
+    analysis_rows,
+    cost_numbers,
+    cost_rows,
+    flat_rows,
+    grouped,
+    loss_rows,
+    sharpness_rows,
+)
 from sharpness.cli.terminal import Common, Terminal, command
 from sharpness.errors import ShapeError
 
@@ -109,14 +118,15 @@ def analyze(
     epsilon: Annotated[list[float] | None, typer.Option(help="ε of the box, repeatable. [default: 1e-3 5e-4]")] = None,
     subspace: Annotated[int, typer.Option(help="Dimension of the random subspace; 0 leaves it out.")] = 100,
     restarts: Annotated[int, typer.Option(help="Starts of each maximiser.")] = 2,
+    density: Annotated[int, typer.Option(help="Probes of the spectral density, 80 products each; 0: none.")] = 0,
     examples: Examples = 0,
 ) -> None:
-    """Eigenvalues and ε-sharpness of saved checkpoints."""
+    """Eigenvalues, ε-sharpness and spectral density of saved checkpoints."""
     from sharpness.recipes import AnalysisPlan, analyse_checkpoints
     from sharpness.render import draw_folder
 
     epsilons = tuple(epsilon) if epsilon else (1e-3, 5e-4)
-    plan = AnalysisPlan(k, tolerance, epsilons, subspace, restarts=restarts, examples=examples)
+    plan = AnalysisPlan(k, tolerance, epsilons, subspace, restarts=restarts, examples=examples, density_probes=density)
     out = common.out or Path("runs") / f"analyze-{checkpoints[0].stem}"
     results = analyse_checkpoints(
         checkpoints,
@@ -133,6 +143,7 @@ def analyze(
     draw_folder(out)
     for name, numbers in results.items():
         terminal.table(name, ("quantity", "value"), analysis_rows(numbers))
+        terminal.table("", SHARPNESS_HEAD, sharpness_rows(numbers))
     terminal.say(f"Results in {out}, figures in {out / 'figures'}")
     terminal.result({"out": str(out), "checkpoints": results})
 

@@ -22,12 +22,20 @@ def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
     for number, (value, residual, converged) in enumerate(triples, 1):
         note = "" if converged else " (not converged)"
         rows.append((f"λ{number}", f"{value:.5g} ± {residual:.1g}{note}"))
-    for name, s in numbers["epsilon-sharpness"].items():
-        iterations = ", ".join(str(i) for i in s["iterations"])
-        detail = f"first order {s['first order']:.3g}, iterations {iterations}, spread {s['spread']:.2g}"
-        rows.append((f"ε-sharpness {name} (%)", f"{s['sharpness']:.4g}; stronger {s['stronger']:.4g} ({detail})"))
     slopes = {name.split("-")[0]: s["gradient norm"] for name, s in numbers["epsilon-sharpness"].items()}
-    return rows + [(f"‖g‖ ({mode})", f"{slope:.3g}") for mode, slope in slopes.items()]
+    return rows + [(f"‖g‖ (batch norm: {mode})", f"{slope:.3g}") for mode, slope in slopes.items()]
+
+
+SHARPNESS_HEAD = ("ε-sharpness (%)", "L-BFGS-B", "sign ascent", "first order", "spread", "iterations")
+
+
+def sharpness_rows(numbers: Mapping[str, Any]) -> Rows:
+    """Every ε-sharpness of one checkpoint; spread and iterations are those of L-BFGS-B over its starts."""
+    names = ("sharpness", "stronger", "first order", "spread")
+    return [
+        (case, *(f"{s[name]:.4g}" for name in names), ", ".join(str(count) for count in s["iterations"]))
+        for case, s in numbers["epsilon-sharpness"].items()
+    ]
 
 
 def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:

@@ -105,7 +105,7 @@ class Terminal:
         shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
         for index, column in enumerate(head):
             widest = max((len(row[index]) for row in rows), default=0)
-            shown.add_column(column, overflow="fold", min_width=min(19 if index else 27, widest))
+            shown.add_column(column, overflow="fold", min_width=min(10 if index else 20, widest))
         for row in rows:
             shown.add_row(*row)
         self._shown.print(shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,19 +26,19 @@ def freeze(data: Any) -> list[Any]:
     if isinstance(data, TensorDataset):
         data = data.tensors
     if isinstance(data, (tuple, list)) and data and all(isinstance(part, torch.Tensor) for part in data):
-        _check_lengths(data)
-        return [tuple(data)]
+        return [_plain(tuple(data))]
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=COLLATE)
-    if iter(data) is data:
+    if isinstance(data, Iterator) or not isinstance(data, Iterable):
         raise DataError(
-            "expected data that can be read more than once (tensors, Dataset, DataLoader, a list of batches); got an "
-            f"iterator of type {type(data).__name__}. Pass list(data)."
+            "expected data that can be read more than once (tensors, Dataset, DataLoader, a list of batches); got "
+            f"{type(data).__name__}. Pass list(data) where that is an iterator."
         )
-    batches = [_plain(batch) for batch in _read(data)]
+    with _preserved_state(data):  # one for both readings: random augmentation must differ in the second
+        batches = [_plain(batch) for batch in data]
+        again = sum(_fingerprint(_plain(batch)) for batch in data)
     if not batches:
         raise DataError("expected at least one batch of data; got none")
-    again = sum(_fingerprint(_plain(batch)) for batch in _read(data))
     if again != sum(map(_fingerprint, batches)):
         raise DataError(
             "expected the same examples each time the data are read; got others the second time. Turn off random "
@@ -68,18 +69,22 @@ def _cut(batch: Any, size: int) -> Iterator[Any]:
         yield tree_map(lambda t, start=start: t[start : start + size], batch)  # type: ignore[misc]
 
 
-def _read(data: Iterable[Any]) -> Iterator[Any]:
-    loader_generator = getattr(data, "generator", None)
-    state = loader_generator.get_state() if isinstance(loader_generator, torch.Generator) else None
-    with preserved_random_state():
-        yield from data
-    if state is not None:
-        loader_generator.set_state(state)  # type: ignore[union-attr]
+@contextmanager
+def _preserved_state(data: Iterable[Any]) -> Iterator[None]:
+    """Restore the global generators and the loader's own on leaving, also after an error."""
+    own = getattr(data, "generator", None)
+    state = own.get_state() if isinstance(own, torch.Generator) else None
+    try:
+        with preserved_random_state():
+            yield
+    finally:
+        if isinstance(own, torch.Generator) and state is not None:
+            own.set_state(state)
 
 
 def _plain(batch: Any) -> Any:
     """A batch of tuples, dictionaries and tensors only; mappings such as BatchEncoding become dictionaries."""
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, torch.Tensor) or (isinstance(batch, (tuple, list)) and len(batch) == 1):
         raise DataError("expected batches of (inputs, targets) or dictionaries; got a lone tensor without targets")
     plain = tree_map(lambda t: t, batch)
     tensors = list(_tensors(plain))

@@ -24,6 +24,7 @@ from sharpness.params import ParamSpace, Point, as_point
 from sharpness.random import preserved_random_state
 
 ACTIVATION_BYTES = {"cpu": 2**28, "cuda": 2**32}  # what one chunk's saved activations may take by default
+SPLIT_EXAMPLES = 16  # how many the check of a loss splits at least; a batch of one cannot be split
 BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
 
 
@@ -260,7 +261,7 @@ class Objective:
         """Chunk ``index``'s share of f at parameters in their own shapes, with a graph where they require one."""
         named = dict(zip(self.space.names, parameters, strict=True))
         if self.batchnorm == "batch" and self.has_batchnorm:
-            model = self._snapshot.bound_to_batch(named)
+            model = self._snapshot.bound_to_batch(named, buffers)
         else:
             model = self._snapshot.bound(named, buffers)
         with exact_arithmetic(self.device):
@@ -284,16 +285,17 @@ class Objective:
         One forward pass in which every chunk is normalised by its own statistics; their means and variances are then
         pooled exactly.
         """
-        theta = self.point(place).theta
+        point = self.point(place)
         if not self.has_batchnorm:
-            return Point(theta)
+            return point
 
         def run(model: Callable[..., Any]) -> None:
             for chunk in self._chunks:
                 self._loss(model, chunk)
 
         with exact_arithmetic(self.device):
-            return Point(theta, self._snapshot.statistics(self.space.unflatten(theta), run))
+            parameters = self.space.unflatten(point.theta)
+            return Point(point.theta, self._snapshot.statistics(parameters, point.buffers, run))
 
     def check_differentiable(self) -> None:
         """Refuse derivatives under a policy that has values only."""
@@ -344,12 +346,14 @@ class Objective:
 
     def _verify(self) -> None:
         """At the model's own weights: one finite answer, twice the same, and the parts of a batch add up to it."""
-        sample = self._chunks[0]
+        sample = chunked(self._batches, max(self.chunk_size, SPLIT_EXAMPLES))[0]
+        couples = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
+        parts = [] if couples else chunked([sample], math.ceil(length(sample) / 3))
         model = self._snapshot.bound({}, None)
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
             first, second = (float(self._loss(model, sample).total) for _ in range(2))
-            parts = chunked([sample], math.ceil(length(sample) / 3))
-            again = math.fsum(float(self._loss(model, part).total) for part in parts)
+            shares = (self._loss(model, part) for part in parts)
+            again = math.fsum(float(share.total) for share in shares if float(share.weight))  # 0 / 0 in a masked part
         rounding = 1e-6 if self.dtype == torch.float32 else 1e-12
         if not math.isfinite(first):
             raise NonFiniteError(
@@ -361,8 +365,7 @@ class Objective:
                 f"expected one answer for the same weights and data; two evaluations gave {first:.9g} and "
                 f"{second:.9g}. Dropout and batch norm are already off; turn off what else is random in the model."
             )
-        couples = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
-        if not couples and abs(first - again) > 10 * rounding * max(abs(first), 1e-6 * length(sample)):
+        if parts and not abs(first - again) <= 10 * rounding * max(abs(first), 1e-6 * length(sample)):  # also for NaN
             raise UnsupportedModelError(
                 f"expected a loss whose batches add up; a batch gives {first:.9g}, its parts {again:.9g}. A scalar "
                 "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "

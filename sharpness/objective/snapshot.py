@@ -11,9 +11,10 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sharpness.errors import ShapeError, UnsupportedModelError
+from sharpness.errors import DataError, ShapeError, UnsupportedModelError
 
 POLICIES = ("eval", "batch", "recompute")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -51,15 +52,16 @@ class Snapshot:
     def bound(
         self, parameters: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor] | None
     ) -> Callable[..., Any]:
-        """The model at these parameters, with running statistics from ``buffers`` (None: its own)."""
-        state = {**self.buffers, **(buffers or {}), **parameters}
-        return lambda *args, **kwargs: functional_call(self.module, state, args, kwargs)
+        """The model at these parameters, with buffers and frozen parameters from ``buffers`` (None: its own)."""
+        return _bound(self.module, {**self.buffers, **(buffers or {}), **parameters})
 
-    def bound_to_batch(self, parameters: Mapping[str, torch.Tensor]) -> Callable[..., Any]:
-        """The model at these parameters, every batch normalised by its own statistics, differentiably."""
-        module = self._batch_statistics_module()
-        state = {name: b for name, b in self.buffers.items() if not _is_statistic(name, self.batchnorm_layers)}
-        return lambda *args, **kwargs: functional_call(module, {**state, **parameters}, args, kwargs)
+    def bound_to_batch(
+        self, parameters: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor] | None
+    ) -> Callable[..., Any]:
+        """The same, but every batch normalised by its own statistics, differentiably."""
+        state = {**self.buffers, **(buffers or {})}
+        state = {name: b for name, b in state.items() if not _is_statistic(name, self.batchnorm_layers)}
+        return _bound(self._batch_statistics_module(), {**state, **parameters})
 
     def check_policy(self, policy: str) -> None:
         """Refuse an unknown policy, and running statistics that are not there."""
@@ -74,8 +76,9 @@ class Snapshot:
 
     def check_buffers(self, buffers: Mapping[str, torch.Tensor]) -> None:
         """Raise ``ShapeError`` when a point's buffers do not fit this model."""
+        known = {**dict(self.module.named_parameters()), **self.buffers}
         for name, value in buffers.items():
-            own = self.buffers.get(name)
+            own = known.get(name)
             if own is None or own.shape != value.shape:
                 raise ShapeError(
                     f"buffer {name!r} of the point has shape {tuple(value.shape)}; the model has "
@@ -83,9 +86,12 @@ class Snapshot:
                 )
 
     def statistics(
-        self, parameters: Mapping[str, torch.Tensor], run: Callable[[Callable[..., Any]], None]
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        buffers: Mapping[str, torch.Tensor] | None,
+        run: Callable[[Callable[..., Any]], None],
     ) -> dict[str, torch.Tensor]:
-        """Buffers with batch-norm statistics re-estimated from the data that ``run(model)`` feeds.
+        """``buffers`` (None: its own) with batch-norm statistics re-estimated from the data that ``run(model)`` feeds.
 
         Every batch is normalised by its own statistics, as in training; means and variances of the batches are pooled
         exactly (law of total variance) and the variance is the unbiased one, as PyTorch's running variance is.
@@ -96,11 +102,12 @@ class Snapshot:
         hooks = [layers[name].register_forward_pre_hook(moment.hook) for name, moment in moments.items()]
         try:
             with torch.no_grad():
-                run(self.bound_to_batch(parameters))
+                run(self.bound_to_batch(parameters, buffers))
         finally:
             for hook in hooks:
                 hook.remove()
-        return {**self.buffers, **{key: value for name, m in moments.items() for key, value in m.buffers(name)}}
+        fresh = {key: value for name, m in moments.items() for key, value in m.buffers(name)}
+        return {**self.buffers, **(buffers or {}), **fresh}
 
     def _batch_statistics_module(self) -> nn.Module:
         if self._batch_module is None:
@@ -140,5 +147,21 @@ class _Moments:
         yield prefix + "running_var", (self.deviation / max(self.count - 1, 1)).to(self.dtype)
 
 
-def _is_statistic(buffer: str, layers: Mapping[str, nn.Module]) -> bool:
-    return buffer.rpartition(".")[0] in layers
+def _is_statistic(name: str, layers: Mapping[str, nn.Module]) -> bool:
+    layer, _, own = name.rpartition(".")
+    return layer in layers and own in STATISTICS
+
+
+def _bound(module: nn.Module, state: dict[str, torch.Tensor]) -> Callable[..., Any]:
+    def model(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return functional_call(module, state, args, kwargs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                "expected batches that have statistics; one of a single example gives a batch-norm layer one value "
+                "per channel. Choose a chunk_size and a batch size that leave no batch of one."
+            ) from error
+
+    return model

@@ -16,8 +16,8 @@ from sharpness.objective import Objective, Problem
 from sharpness.operators import Hessian
 from sharpness.progress import Progress, silent
 from sharpness.recipes.run_folder import stored
-from sharpness.records import EigenPairs, EpsilonSharpness
-from sharpness.spectrum import eigenpairs
+from sharpness.records import EigenPairs, EpsilonSharpness, SpectralDensity
+from sharpness.spectrum import eigenpairs, spectral_density
 
 Report = Callable[[str], Progress]
 """Told the title of a stage, it gives what the stage reports its progress to."""
@@ -40,6 +40,7 @@ class AnalysisPlan:
         iterations: of the maximisers; the paper's.
         restarts: starts of each maximiser.
         examples: of the training data to measure on, from the first; 0 is all.
+        density_probes: of the spectral density, 80 products each; 0 leaves it out.
     """
 
     eigenpairs: int = 5
@@ -49,6 +50,7 @@ class AnalysisPlan:
     iterations: int = 10
     restarts: int = 2
     examples: int = 0
+    density_probes: int = 0
 
 
 class Case(NamedTuple):
@@ -103,10 +105,13 @@ def analyse(
 ) -> Analysis:
     """Top eigenpairs of the Hessian and every ε-sharpness at one place.
 
-    ``folder/eigenpairs.h5`` and ``folder/sharpness.h5`` are written as each is done, and read where they are there.
+    ``folder/eigenpairs.h5``, ``folder/density.h5`` (where asked for) and ``folder/sharpness.h5`` are written as each is
+    done, and read where they are there.
     Eigenpairs that do not converge are stored as they are, with their flags.
     """
     pairs = stored(folder / "eigenpairs.h5", lambda: _eigenpairs(objective, place, plan, seed, report, title))
+    if plan.density_probes:
+        stored(folder / "density.h5", lambda: _density(objective, place, plan, seed, report, title))
 
     def measure() -> Mapping[str, EpsilonSharpness]:
         every = {}
@@ -138,3 +143,11 @@ def _eigenpairs(
     except NotConvergedError as error:
         pairs = error.partial
     return {"eigenpairs": pairs}
+
+
+def _density(
+    objective: Objective, place: Any, plan: AnalysisPlan, seed: int, report: Report, title: str
+) -> dict[str, SpectralDensity]:
+    operator, progress = Hessian(objective.replace(batchnorm="eval"), place), report(f"{title}spectral density")
+    density = spectral_density(operator, probes=plan.density_probes, seed=seed, progress=progress)
+    return {density.kind: density}

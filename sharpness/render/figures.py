@@ -17,11 +17,14 @@ from sharpness.records import (
     LineLosses,
     PlaneLosses,
     ProductCost,
+    SpectralDensity,
+    TraceEstimate,
 )
 from sharpness.render.comparison import comparison_height, draw_comparison
 from sharpness.render.curves import draw_history, draw_line
 from sharpness.render.markers import draw_eigenpairs, draw_epsilon_sharpness, draw_product_cost
 from sharpness.render.planes import add_colour_bar, draw_plane
+from sharpness.render.spectra import draw_density, draw_trace
 from sharpness.render.style import COLUMN, legend_above, legend_columns, legend_entries, set_sizes, style
 
 TITLE_PAD = {LineLosses: 15}  # points; the names of a line's ends stand between the title and the frame
@@ -40,6 +43,8 @@ _draw_panel.register(EigenPairs, draw_eigenpairs)
 _draw_panel.register(EpsilonSharpness, draw_epsilon_sharpness)
 _draw_panel.register(LineLosses, draw_line)
 _draw_panel.register(PlaneLosses, draw_plane)
+_draw_panel.register(SpectralDensity, draw_density)
+_draw_panel.register(TraceEstimate, draw_trace)
 _draw_panel.register(Comparison, draw_comparison)
 _draw_panel.register(ProductCost, draw_product_cost)
 
@@ -48,8 +53,9 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
     """Draw one record.
 
     Curves of loss and accuracy (``History``, ``LineLosses``), contours (``PlaneLosses``), eigenvalues with their
-    residuals (``EigenPairs``), ε-sharpness by start (``EpsilonSharpness``), times (``ProductCost``), or two panels of
-    eigenvalues and ε-sharpness (``Comparison``). Holes stay holes, and what did not converge is drawn hollow.
+    residuals (``EigenPairs``), densities and traces (``SpectralDensity``, ``TraceEstimate``), ε-sharpness by start
+    (``EpsilonSharpness``), times (``ProductCost``), or two panels of eigenvalues and ε-sharpness (``Comparison``).
+    Holes stay holes, and what did not converge is drawn hollow.
 
     Args:
         record: what a computation returned or ``load`` read.
