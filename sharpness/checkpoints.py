@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 
 from sharpness.errors import CheckpointError
 from sharpness.files import write_atomically
+from sharpness.objective.snapshot import unwrap
 from sharpness.params import ParamSpace, Point
 
 FORMAT = "sharpness-minimizer-1"
@@ -38,15 +38,14 @@ class Minimizer:
 
     @classmethod
     def of(cls, module: nn.Module, metadata: Mapping[str, Any] | None = None) -> Minimizer:
-        """A copy of a module's trainable parameters and of its buffers."""
+        """A copy of a module's trainable parameters and, as buffers, of all else that its state dict holds."""
+        module = unwrap(module)
         space = ParamSpace.of(module)
-        own = dict(module.named_parameters())
-        frozen = {name: p for name, p in own.items() if name not in set(space.names)}
-        return cls(
-            {name: own[name].detach().cpu().clone() for name in space.names},
-            {name: t.detach().cpu().clone() for name, t in {**frozen, **dict(module.named_buffers())}.items()},
-            metadata or {},
-        )
+        own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        persistent = module.state_dict().keys()
+        rest = [name for name in own if name not in space.names and name in persistent]
+        trained, others = ({n: own[n].detach().cpu().clone() for n in names} for names in (space.names, rest))
+        return cls(trained, others, metadata or {})
 
     @property
     def point(self) -> Point:
@@ -77,9 +76,11 @@ def load_minimizer(path: str | Path) -> Minimizer:
             f"expected a minimizer written by this package in {path}; got a safetensors file without its header. "
             "For weights from elsewhere say which model they belong to: --problem FILE.py:NAME."
         )
-    names = header["parameters"]
-    buffers = {name: tensor for name, tensor in tensors.items() if name not in set(names)}
-    return Minimizer({name: tensors[name] for name in names}, buffers, header["metadata"])
+    try:
+        parameters = {name: tensors.pop(name) for name in header["parameters"]}
+        return Minimizer(parameters, tensors, header["metadata"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"expected a complete minimizer in {path}; its header is damaged ({error})") from error
 
 
 def is_minimizer(path: str | Path) -> bool:
@@ -104,9 +105,11 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
 def load_state(module: nn.Module, state: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Copy a state dict into ``module``; names or shapes that do not fit are listed in a ``CheckpointError``."""
+    module = unwrap(module)
     own = module.state_dict()
     given = {own[name].data_ptr() for name in state if name in own}  # a tied weight may come under one name only
-    missing = [n for n in own if n not in state and own[n].data_ptr() not in given and own[n].ndim]
+    optional = "num_batches_tracked"  # files from before PyTorch 0.4.1 lack it
+    missing = [n for n in own if n not in state and own[n].data_ptr() not in given and not n.endswith(optional)]
     unexpected = [name for name in state if name not in own]
     shapes = [
         f"{name}: model {tuple(own[name].shape)}, file {tuple(state[name].shape)}"
@@ -131,7 +134,8 @@ def _read_header(path: Path) -> dict[str, Any]:
     _check_exists(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return json.loads((file.metadata() or {}).get("sharpness", "{}"))
+            header = json.loads((file.metadata() or {}).get("sharpness", "{}"))
+            return header if isinstance(header, dict) else {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"expected a complete safetensors file at {path}; it is damaged ({error})") from error
 
@@ -140,16 +144,25 @@ def _read_torch(path: Path) -> Any:
     _check_exists(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower() and "unsupported" not in str(error).lower():
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way: IndexError, struct.error, AssertionError, …
+        if not _holds_code(path, error):
             raise CheckpointError(f"expected a PyTorch checkpoint at {path}; it is damaged ({_line(error)})") from error
         raise CheckpointError(
             f"expected a state dict in {path}; loading it would execute code stored in the file, which is refused. "
             "Where you trust it, load the module in its own project and save its weights: "
             "torch.save(module.state_dict(), 'weights.pth')."
         ) from error
-    except (EOFError, RuntimeError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"expected a PyTorch checkpoint at {path}; it is damaged ({_line(error)})") from error
+
+
+def _holds_code(path: Path, error: Exception) -> bool:
+    """Whether the safe reader stopped at something to import or to call, or at a pickle newer than torch writes."""
+    with path.open("rb") as file:
+        start = file.read(2)
+    newer = len(start) == 2 and start[0] == 0x80 and 2 < start[1] <= pickle.HIGHEST_PROTOCOL
+    refusals = ("GLOBAL ", "unrecognized function", "Can only create new object", "Can only build", "TorchScript")
+    return newer or any(words in str(error) for words in refusals)
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
@@ -181,4 +194,6 @@ def _few(names: list[str], count: int = 4) -> str:
 
 
 def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    """The first line of what an error says; of PyTorch's long advice only what went wrong."""
+    said = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    return f"{type(error).__name__}: {(said.strip().splitlines() or ['no details'])[0][:200]}"

@@ -39,7 +39,9 @@ def check_machine() -> list[Check]:
     return checks
 
 
-def check_problem(problem: Problem, *, device: str = "cpu", seed: int = 0) -> list[Check]:
+def check_problem(
+    problem: Problem, *, device: str = "cpu", dtype: torch.dtype | None = None, seed: int = 0
+) -> list[Check]:
     """Whether f is one deterministic, twice differentiable function of θ whose products can be trusted.
 
     Two evaluations agree, a loss averages over any split, ⟨u, Hv⟩ = ⟨v, Hu⟩, products agree with float64, and ‖g‖ says
@@ -48,11 +50,13 @@ def check_problem(problem: Problem, *, device: str = "cpu", seed: int = 0) -> li
     Cost: about ten gradients over the training data, half of them in float64.
     """
     try:
-        objectives, theta = problem.objectives(device=device)
+        objectives, theta = problem.objectives(device=device, dtype=dtype)
         f = objectives["train"]
         hessian = Hessian(f, theta)
     except SharpnessError as error:
         return [Check("objective", False, str(error), "see the message")]
+    except Exception as error:  # of the model or the loss itself, on these data
+        return [Check("objective", False, f"{type(error).__name__}: {error}", "do model, loss and data fit together?")]
     value = f.evaluate(theta)
     u, v = (normal(f.size, key=("doctor", i), seed=seed, dtype=f.dtype, device=f.device) for i in (0, 1))
     product = hessian @ v

@@ -29,6 +29,7 @@ class Line:
     def __init__(self, a: Any, b: Any) -> None:
         first, second = as_point(a), as_point(b)
         _check_same_shape(first.theta, second.theta)
+        _check_same_buffers(first, second)
         object.__setattr__(self, "a", first)
         object.__setattr__(self, "b", second)
 
@@ -109,7 +110,9 @@ def random_plane(origin: Any, space: ParamSpace, *, seed: int = 0) -> Plane:
 
 
 def _mixed(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
-    return {name: (1 - alpha) * a[name] + alpha * b[name] if a[name].is_floating_point() else a[name] for name in a}
+    """Buffers between those of a and b; what only one of them knows (a frozen weight, say) is as it is there."""
+    between = {name: (1 - alpha) * a[name] + alpha * b[name] for name in a if name in b and a[name].is_floating_point()}
+    return {**b, **a, **between}
 
 
 def _check_same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -117,4 +120,14 @@ def _check_same_shape(a: torch.Tensor, b: torch.Tensor) -> None:
         raise ShapeError(
             f"expected flat vectors of one length; got shapes {tuple(a.shape)} and {tuple(b.shape)}. "
             "Do both checkpoints belong to one model?"
+        )
+
+
+def _check_same_buffers(a: Point, b: Point) -> None:
+    ours, theirs = a.buffers or {}, b.buffers or {}
+    wrong = [name for name in ours if name in theirs and ours[name].shape != theirs[name].shape]
+    if wrong:
+        raise ShapeError(
+            f"expected buffers of one shape at both ends; got {tuple(ours[wrong[0]].shape)} and "
+            f"{tuple(theirs[wrong[0]].shape)} for {wrong[0]!r}. Do both checkpoints belong to one model?"
         )

@@ -32,9 +32,13 @@ class Journal(ABC):
     @abstractmethod
     def _write(self, row: int, values: Mapping[str, Any], status: int) -> None: ...
 
-    def commit(self, row: int, values: Mapping[str, Any]) -> None:
-        """Store one row; once this returns it survives a kill."""
-        finite = all(np.isfinite(value).all() for value in values.values())
+    def commit(self, row: int, values: Mapping[str, Any], *, finite: bool | None = None) -> None:
+        """Store one row; once this returns it survives a kill.
+
+        ``finite`` decides between status 1 and 2; by default every value has to be finite.
+        """
+        if finite is None:
+            finite = all(np.isfinite(value).all() for value in values.values())
         self._write(row, values, DONE if finite else NOT_FINITE)
 
 

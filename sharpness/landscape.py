@@ -11,6 +11,7 @@ from sharpness.errors import ShapeError
 from sharpness.geometry import Line, Plane
 from sharpness.journal import PENDING, Journal, MemoryJournal
 from sharpness.objective import Objective
+from sharpness.objective.snapshot import POLICIES
 from sharpness.params import Point, sha256
 from sharpness.progress import Progress, silent
 from sharpness.records import LineLosses, PlaneLosses
@@ -44,7 +45,7 @@ def evaluate_line(
     Cost: one pass over the data of each objective per point, and one more over the training data for ``"recompute"``.
 
     Raises:
-        ShapeError: a, b or alphas do not fit.
+        ShapeError: a, b or alphas do not fit; no objective, or an unknown ``batchnorm``.
 
     Example (f = θ², from 0 to 2):
         >>> model = torch.nn.Linear(1, 1, bias=False)
@@ -54,12 +55,12 @@ def evaluate_line(
     """
     grid = _coordinates(alphas, "alphas")
     evaluator = _Evaluator(objectives, batchnorm)
-    template = line_template(objectives, line, grid, batchnorm=evaluator.policy)
+    template = line_template(objectives, line, grid, batchnorm=batchnorm)
     rows = journal or MemoryJournal({"loss": template.loss, "accuracy": template.accuracy}, len(grid))
     pending = np.flatnonzero(rows.status == PENDING)
     for index in pending:
         loss, accuracy = evaluator(line.at(float(grid[index])))
-        rows.commit(int(index), {"loss": loss, "accuracy": accuracy})
+        _commit(rows, int(index), loss, accuracy)
         progress(int((rows.status != PENDING).sum()), len(grid), f"α = {grid[index]:.3g}")
     return _filled(template, rows)
 
@@ -83,7 +84,7 @@ def evaluate_plane(
     """
     across, along = _coordinates(alphas, "alphas"), _coordinates(betas, "betas")
     evaluator = _Evaluator(objectives, batchnorm)
-    template = plane_template(objectives, plane, across, along, batchnorm=evaluator.policy)
+    template = plane_template(objectives, plane, across, along, batchnorm=batchnorm)
     rows = journal or MemoryJournal({"loss": template.loss, "accuracy": template.accuracy}, len(along))
     done = int((rows.status != PENDING).sum()) * len(across)
     for index in np.flatnonzero(rows.status == PENDING):
@@ -93,7 +94,7 @@ def evaluate_plane(
             done += 1
             progress(done, len(across) * len(along), f"β = {along[index]:.3g}")
         loss, accuracy = (np.stack(column, axis=1) for column in zip(*values, strict=True))
-        rows.commit(int(index), {"loss": loss, "accuracy": accuracy})
+        _commit(rows, int(index), loss, accuracy)
     return _filled(template, rows)
 
 
@@ -144,8 +145,6 @@ class _Evaluator:
     """A point in, (loss, accuracy) of every objective out, under one batch-norm policy."""
 
     def __init__(self, objectives: Mapping[str, Objective], batchnorm: str | None) -> None:
-        if not objectives:
-            raise ShapeError('expected at least one objective, as {"train": objective}; got none')
         self.policy = _policy(objectives, batchnorm)
         inner = "batch" if self.policy == "batch" else "eval"  # "recompute" brings its statistics with the point
         fits = {name: o if o.batchnorm == inner else o.replace(batchnorm=inner) for name, o in objectives.items()}
@@ -160,6 +159,10 @@ class _Evaluator:
 
 
 def _policy(objectives: Mapping[str, Objective], batchnorm: str | None) -> str:
+    if not objectives:
+        raise ShapeError('expected at least one objective, as {"train": objective}; got none')
+    if batchnorm is not None and batchnorm not in POLICIES:
+        raise ShapeError(f"expected batchnorm to be one of {', '.join(POLICIES)}; got {batchnorm!r}")
     first = next(iter(objectives.values()))
     if not first.has_batchnorm:
         return "none"
@@ -171,6 +174,11 @@ def _coordinates(values: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
     if grid.ndim != 1 or not grid.size or not np.isfinite(grid).all():
         raise ShapeError(f"expected {name} to be a non-empty list of finite numbers; got shape {grid.shape}")
     return grid
+
+
+def _commit(rows: Journal, index: int, loss: np.ndarray, accuracy: np.ndarray) -> None:
+    # accuracy is NaN where it has no meaning: only the loss says whether a point is finite
+    rows.commit(index, {"loss": loss, "accuracy": accuracy}, finite=bool(np.isfinite(loss).all()))
 
 
 def _filled(template: Any, rows: Journal) -> Any:

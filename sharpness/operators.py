@@ -9,9 +9,11 @@ from typing import Any, final
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
+from torch.autograd.function import once_differentiable
 
 from sharpness.errors import NonFiniteError, ShapeError, UnsupportedModelError
 from sharpness.objective import Objective, exact_arithmetic
+from sharpness.params import Point
 
 RETAIN_FRACTION = 0.5  # of the memory that is free when the operator is made
 
@@ -49,8 +51,8 @@ class SymmetricOperator(ABC):
         if not isinstance(vectors, torch.Tensor) or vectors.ndim not in (1, 2) or vectors.shape[0] != n:
             got = tuple(vectors.shape) if hasattr(vectors, "shape") else type(vectors).__name__
             raise ShapeError(f"expected a torch vector of shape ({n},) or block of shape ({n}, b); got {got}")
-        columns = vectors.reshape(n, -1).to(device=self.device, dtype=self.dtype)
-        return self._product(columns).reshape(vectors.shape)
+        columns = vectors if vectors.ndim == 2 else vectors[:, None]
+        return self._product(columns.to(device=self.device, dtype=self.dtype)).reshape(vectors.shape)
 
     @final
     def to_scipy(self) -> LinearOperator:
@@ -184,6 +186,8 @@ class Hessian(SymmetricOperator):
     def _gradient(self, index: int) -> tuple[tuple[torch.Tensor, ...], float]:
         term = self._objective.term(index, self._leaves, self._point.buffers)
         parts = self._objective.differentiate(term.total, self._leaves, create_graph=True)
+        if not self._graphs:  # the first chunk, while the operator is made
+            _check_differentiable_twice(term.total)
         return parts, float(term.weight)
 
     def _product(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -214,6 +218,30 @@ class Hessian(SymmetricOperator):
                 "Replace that operation by one with a second derivative for the analysis."
             ) from error
         return torch.cat([column.reshape(-1) for column in columns])
+
+
+@once_differentiable
+def _once(ctx: Any) -> None:
+    """Shares its code with every function so marked, by which they are known."""
+
+
+def _check_differentiable_twice(total: torch.Tensor) -> None:
+    """Refuse a graph with functions marked ``once_differentiable``, whose second derivative PyTorch drops silently."""
+    seen: set[Any] = set()
+    nodes = [total.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+        function = getattr(node, "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _once.__code__:
+            name = getattr(function, "__name__", "a function")
+            raise UnsupportedModelError(
+                f"expected a model that can be differentiated twice; {name} is marked once_differentiable. "
+                "Replace it by an operation with a second derivative for the analysis."
+            )
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FORMAT, SCHEMA_VERSION = "sharpness", 1
+DAMAGE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)  # as h5py and JSON report it
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # netCDF-4's mark of a dimension without values
 
 
@@ -58,6 +59,8 @@ def load(path: str | Path) -> Any:
         SchemaError: the file is missing, damaged, of another format or of another schema version.
     """
     records = load_all(path)
+    if not records:
+        raise SchemaError(f"expected at least one record in {path}; it holds none")
     name, record = next(iter(records.items()))
     return record if len(records) == 1 and name == record.kind else records
 
@@ -113,9 +116,7 @@ def _difference(template: Any, found: Any) -> str:
 
 
 def _write_record(group: h5py.Group, record: Any) -> None:
-    _write_attributes(
-        group, {"kind": record.kind, **settings(record), "conditions": json.dumps(dict(record.conditions))}
-    )
+    _write_attributes(group, {"kind": record.kind, **settings(record), "conditions": _json(dict(record.conditions))})
     columns = list(variables(record))
     sizes = {dim: size for column in columns for dim, size in zip(column.dims, column.values.shape, strict=True)}
     coordinates = {column.name for column in columns if column.dims == (column.name,)}
@@ -147,7 +148,13 @@ def _write_variable(group: h5py.Group, column: Variable, is_coordinate: bool) ->
 
 def _write_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        group.attrs[name] = json.dumps(value) if isinstance(value, (Mapping, list, tuple)) else value
+        if isinstance(value, (bool, np.bool_)):
+            value = np.uint8(value)  # netCDF-4 knows no truth values
+        group.attrs[name] = _json(value) if isinstance(value, (Mapping, list, tuple)) else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda scalar: scalar.item())  # NumPy's numbers as Python's
 
 
 # Reading
@@ -161,7 +168,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             _check_format(file, path)
             yield file
-    except (OSError, KeyError) as error:
+    except SchemaError:
+        raise
+    except DAMAGE as error:
         raise SchemaError(
             f"expected a complete HDF5 file at {path}; it is damaged or something else ({error})"
         ) from error
@@ -182,9 +191,9 @@ def _read_record(group: h5py.Group) -> Any:
     kind = RECORDS.get(group.attrs["kind"])
     if kind is None:
         raise SchemaError(f"expected a record of a known kind in {group.name}; got {group.attrs['kind']!r}")
-    names = {item.name for item in dataclasses.fields(kind) if "label" in item.metadata}
-    values = {name: _from_dataset(group[name]) for name in names & set(group)}
-    choices = {name: _from_attribute(group.attrs[name]) for name in names & set(group.attrs)}
+    types = {item.name: item.type for item in dataclasses.fields(kind) if "label" in item.metadata}
+    values = {name: _from_dataset(group[name]) for name in types.keys() & set(group)}
+    choices = {name: _choice(group.attrs[name], types[name]) for name in types.keys() & set(group.attrs)}
     return kind(**values, **choices, conditions=json.loads(group.attrs["conditions"]))
 
 
@@ -195,6 +204,11 @@ def _from_dataset(dataset: h5py.Dataset) -> Any:
     if dataset.attrs.get("dtype") == "bool":
         values = values.astype(bool)
     return values.item() if values.ndim == 0 else values
+
+
+def _choice(value: Any, type_name: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    return bool(value) if type_name == "bool" else value
 
 
 def _from_attribute(value: Any) -> Any:

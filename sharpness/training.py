@@ -19,7 +19,7 @@ from torch import nn
 from sharpness.checkpoints import Minimizer
 from sharpness.errors import NonFiniteError, ShapeError
 from sharpness.files import write_atomically
-from sharpness.journal import Journal, MemoryJournal
+from sharpness.journal import PENDING, Journal, MemoryJournal
 from sharpness.objective import BatchLoss, Objective, Problem
 from sharpness.params import Point
 from sharpness.progress import Progress, silent
@@ -27,6 +27,7 @@ from sharpness.random import derive_seed, generator, preserved_random_state
 from sharpness.records import History
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
+COLUMNS = ("loss", "accuracy", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ class TrainingPlan:
                 ("batch_size", "> 0", self.batch_size > 0 and (self.batch_size < 1 or self.batch_size % 1 == 0)),
                 ("epochs", ">= 1", self.epochs >= 1),
                 ("optimizer", "adam or sgd", self.optimizer in ("adam", "sgd")),
-                ("learning_rate", "> 0", self.learning_rate > 0),
+                ("learning_rate", "finite, > 0", 0 < self.learning_rate < math.inf),
+                ("momentum", ">= 0", self.momentum >= 0),
                 ("nesterov", "needs sgd with momentum > 0", not self.nesterov or self._has_momentum),
                 ("weight_decay", ">= 0", self.weight_decay >= 0),
                 ("schedule", "constant, cosine or step", self.schedule in ("constant", "cosine", "step")),
+                ("step_factor", "> 0", self.step_factor > 0),
                 ("patience", ">= 0", self.patience >= 0),
+                ("improvement", "in [0, 1)", 0 <= self.improvement < 1),
             )
             if not good
         ]
@@ -130,14 +134,14 @@ def train(
     run = _Run.begin(problem.model, plan, seed, torch.device(device))
     rows = journal or _memory_journal(history_template(objectives, plan))
     if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint)
+        _recall(rows, run.load(checkpoint))
     saved, stopped = time.monotonic(), ""
     while not (stopped := _reason_to_stop(plan, rows.column("loss")[0, : run.epoch])):
         rate = plan.rate(run.epoch)
         with preserved_random_state():
             run.one_epoch(BatchLoss(problem.loss, problem.weight), data, rate)
         row = _measure(run, objectives)
-        rows.commit(run.epoch - 1, {**row, "learning_rate": rate})
+        _commit(rows, run.epoch - 1, {**row, "learning_rate": rate})
         progress(run.epoch, plan.epochs, f"loss {row['loss'][0]:.3g}")
         if not np.isfinite(row["loss"][0]):
             raise NonFiniteError(
@@ -146,7 +150,7 @@ def train(
                 partial=_history(objectives, plan, rows, run.epoch, "diverged"),
             )
         if checkpoint is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
-            run.save(checkpoint)
+            run.save(checkpoint, {name: rows.column(name)[..., : run.epoch] for name in COLUMNS})
             saved = time.monotonic()
     history = _history(objectives, plan, rows, run.epoch, stopped)
     facts = {"plan": asdict(plan), "seed": seed, "epochs": run.epoch, "stopped": stopped}
@@ -177,12 +181,13 @@ class _Data:
 
     @classmethod
     def of(cls, problem: Problem, device: torch.device) -> _Data:
-        if not (isinstance(problem.train, tuple) and all(isinstance(t, torch.Tensor) for t in problem.train)):
+        given = problem.train
+        if not (isinstance(given, tuple) and len(given) == 2 and all(isinstance(t, torch.Tensor) for t in given)):
             raise ShapeError(
                 "expected training data as a pair (inputs, targets) of tensors; "
-                f"got {type(problem.train).__name__}. Training shuffles by index, so it holds the data in memory."
+                f"got {type(given).__name__}. Training shuffles by index, so it holds the data in memory."
             )
-        inputs, targets = problem.train
+        inputs, targets = given
         return cls(inputs.to(device), targets.to(device))
 
     def batches(self, seed: int, epoch: int, size: int) -> list[torch.Tensor]:
@@ -219,16 +224,18 @@ class _Run:
             self.optimizer.step()
         self.epoch += 1
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, history: Mapping[str, np.ndarray]) -> None:
         state = self.optimizer.state_dict()["state"]
         moments = {
             f"optimizer.{i}.{name}": t for i, entry in state.items() for name, t in entry.items() if t is not None
         }
         weights = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        tensors = {name: t.detach().clone().contiguous() for name, t in {**weights, **moments}.items()}
+        past = {f"history.{name}": torch.as_tensor(values) for name, values in history.items()}
+        tensors = {name: t.detach().clone().contiguous() for name, t in {**weights, **moments, **past}.items()}
         write_atomically(path, save(tensors, {"run": json.dumps({"epoch": self.epoch})}))
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path) -> dict[str, np.ndarray]:
+        """Take up the run in ``path``; return the history of its epochs."""
         content = path.read_bytes()
         # clones: tensors in a buffer begin anywhere, and a product's last bits can depend on alignment
         tensors = {name: t.clone() for name, t in load(content).items()}
@@ -241,6 +248,7 @@ class _Run:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         self.epoch = json.loads(header["__metadata__"]["run"])["epoch"]
+        return {n.removeprefix("history."): t.numpy() for n, t in tensors.items() if n.startswith("history.")}
 
 
 def _optimizer(plan: TrainingPlan, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -262,6 +270,18 @@ def _measure(run: _Run, objectives: Mapping[str, Objective]) -> dict[str, np.nda
     return {"loss": np.array([v.loss for v in values]), "accuracy": np.array([v.accuracy for v in values])}
 
 
+def _commit(rows: Journal, row: int, values: Mapping[str, Any]) -> None:
+    # accuracy is NaN where it has no meaning: only the loss says whether an epoch is finite
+    rows.commit(row, values, finite=bool(np.isfinite(values["loss"]).all()))
+
+
+def _recall(rows: Journal, history: Mapping[str, np.ndarray]) -> None:
+    """Commit the epochs that a checkpoint knows and the journal does not."""
+    epochs = history["loss"].shape[-1]
+    for row in np.flatnonzero(rows.status[:epochs] == PENDING):
+        _commit(rows, int(row), {name: values[..., row] for name, values in history.items()})
+
+
 def _reason_to_stop(plan: TrainingPlan, losses: np.ndarray) -> str:
     """Why training ends after these epochs, or nothing."""
     if len(losses) and plan.patience:
@@ -277,11 +297,11 @@ def _history(
     objectives: Mapping[str, Objective], plan: TrainingPlan, rows: Journal, epochs: int, stopped: str
 ) -> History:
     template = history_template(objectives, plan)
-    done = {name: rows.column(name)[..., :epochs] for name in ("loss", "accuracy", "learning_rate")}
+    done = {name: rows.column(name)[..., :epochs] for name in COLUMNS}
     trimmed = {**done, "epoch": template.epoch[:epochs], "status": rows.status[:epochs], "stopped": stopped}
     return History(**{**vars(template), **trimmed})
 
 
 def _memory_journal(template: History) -> MemoryJournal:
-    columns = {name: getattr(template, name) for name in ("loss", "accuracy", "learning_rate")}
+    columns = {name: getattr(template, name) for name in COLUMNS}
     return MemoryJournal(columns, len(template.epoch))

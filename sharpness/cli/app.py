@@ -32,7 +32,7 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder of the original data 
 Foreign = Annotated[str | None, typer.Option("--problem", help="FILE.py:NAME that makes (model, loss, train[, test]).")]
 Trials = Annotated[int | None, typer.Option(help="Seeds; default: the recipe's.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or a .toml file that overrides one.")]
-Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.")]
+Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.", min=0)]
 
 
 def main() -> None:
@@ -134,7 +134,7 @@ def analyze(
         out,
         problem=problem,
         data_dir=data_dir,
-        seed=common.seed,
+        seed=common.seed or 0,
         device=common.place,
         dtype=common.precision,
         report=terminal.report,
@@ -174,7 +174,7 @@ def landscape(
         problem=problem,
         data_dir=data_dir,
         examples=examples,
-        seed=common.seed,
+        seed=common.seed or 0,
         device=common.place,
         dtype=common.precision,
         report=terminal.report,
@@ -245,7 +245,9 @@ def bench(
     terminal: Terminal,
     model: Annotated[str, typer.Option(help="A built-in model, on random inputs of its shape.")] = "keskar-f1",
     problem: Foreign = None,
-    examples: Annotated[int, typer.Option(help="Examples to measure on; 0 is all (2,000 with a built-in model).")] = 0,
+    examples: Annotated[
+        int, typer.Option(help="Examples to measure on; 0 is all (2,000 with a built-in model).", min=0)
+    ] = 0,
     repeats: Annotated[int, typer.Option(help="Timed repeats.", min=1)] = 5,
 ) -> None:
     """Cost of a gradient and of a Hessian-vector product: this machine, this model."""
@@ -254,12 +256,17 @@ def bench(
     from sharpness.store import save
 
     if problem is None:
-        made, name = recipes.random_problem(model, examples or 2000, seed=common.seed), model
+        made, name = recipes.random_problem(model, examples or 2000, seed=common.seed or 0), model
     else:
         made, name = recipes.measured_on(recipes.load_problem(problem), examples), problem
     objectives, theta = replace(made, test=None).objectives(device=common.place, dtype=common.precision)
     record = product_cost(
-        objectives["train"], theta, name=name, repeats=repeats, seed=common.seed, progress=terminal.report("bench")
+        objectives["train"],
+        theta,
+        name=name,
+        repeats=repeats,
+        seed=common.seed or 0,
+        progress=terminal.report("bench"),
     )
     if common.out is not None:
         save(record, common.out / "product_cost.h5")
@@ -275,7 +282,8 @@ def doctor(common: Common, terminal: Terminal, problem: Foreign = None) -> None:
 
     checks = check_machine()
     if problem is not None:
-        checks += check_problem(load_problem(problem), device=common.place, seed=common.seed)
+        made = load_problem(problem)
+        checks += check_problem(made, device=common.place, dtype=common.precision, seed=common.seed or 0)
     rows = [("ok" if c.good else "FAILS", c.name, c.seen + ("" if c.good else f" → {c.cure}")) for c in checks]
     terminal.table("doctor", ("", "check", "seen"), rows)
     terminal.result([c._asdict() for c in checks])
@@ -289,4 +297,5 @@ def _recipe(name: str, common: Common, trials: int | None) -> Any:
 
     recipe = from_toml(Path(name)) if name.endswith(".toml") else recipe_named(name)
     p = recipe.parameters
-    return replace(recipe, parameters=replace(p, trials=trials or p.trials, seed=common.seed or p.seed))
+    trials, seed = (own if given is None else given for own, given in ((p.trials, trials), (p.seed, common.seed)))
+    return replace(recipe, parameters=replace(p, trials=trials, seed=seed))

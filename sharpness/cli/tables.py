@@ -26,14 +26,14 @@ def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
     return rows + [(f"‖g‖ (batch norm: {mode})", f"{slope:.3g}") for mode, slope in slopes.items()]
 
 
-SHARPNESS_HEAD = ("ε-sharpness (%)", "L-BFGS-B", "sign ascent", "first order", "spread", "iterations")
+SHARPNESS_HEAD = ("ε-sharpness (%)", "L-BFGS-B", "sign ascent", "first order", "spread", "steps")
 
 
 def sharpness_rows(numbers: Mapping[str, Any]) -> Rows:
-    """Every ε-sharpness of one checkpoint; spread and iterations are those of L-BFGS-B over its starts."""
+    """Every ε-sharpness of one checkpoint; spread and steps are those of L-BFGS-B over its starts."""
     names = ("sharpness", "stronger", "first order", "spread")
     return [
-        (case, *(f"{s[name]:.4g}" for name in names), ", ".join(str(count) for count in s["iterations"]))
+        (case, *(f"{s[name]:.3g}" for name in names), ", ".join(str(count) for count in s["iterations"]))
         for case, s in numbers["epsilon-sharpness"].items()
     ]
 

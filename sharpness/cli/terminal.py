@@ -3,7 +3,8 @@
 import errno
 import inspect
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -21,6 +22,7 @@ from sharpness.errors import NonFiniteError, NotConvergedError, SharpnessError
 from sharpness.progress import Progress
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+MISPLACED = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Common:
     """The options that every command takes."""
 
     out: Annotated[Path | None, typer.Option(help="Folder for results; an existing one resumes.")] = None
-    seed: Annotated[int, typer.Option(help="Seed of every random stream.")] = 0
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of every random stream. [default: the recipe's, or 0]", min=0)
+    ] = None
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")] = "auto"
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")] = False
@@ -113,12 +117,12 @@ class Terminal:
     def say(self, text: str) -> None:
         """Print a line, unless told to be quiet or to print JSON."""
         if not (self._common.quiet or self._common.json):
-            self._shown.print(text, highlight=False, soft_wrap=True)
+            self._shown.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def result(self, values: Any) -> None:
         """Print the result as JSON where that was asked for."""
         if self._common.json:
-            print(json.dumps(values, indent=1))
+            print(json.dumps(_jsonable(values), indent=1, allow_nan=False))
 
 
 def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -140,7 +144,9 @@ def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], 
             try:
                 with Terminal(common) as terminal:
                     function(common, terminal, **arguments)
-            except (SharpnessError, OSError, MemoryError, KeyboardInterrupt) as error:
+            except (typer.Exit, typer.BadParameter):
+                raise
+            except (Exception, KeyboardInterrupt) as error:
                 if common.debug:
                     raise
                 _explain(error)
@@ -156,9 +162,8 @@ def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], 
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    failed = isinstance(error, (NonFiniteError, NotConvergedError, MemoryError))
-    disk = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
-    return FAILED if failed or disk else BAD_INPUT
+    bad = isinstance(error, (SharpnessError, *MISPLACED)) and not isinstance(error, (NonFiniteError, NotConvergedError))
+    return BAD_INPUT if bad else FAILED
 
 
 def _explain(error: BaseException) -> None:
@@ -175,5 +180,17 @@ def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and (error.errno == errno.ENOSPC or "No space left" in str(error)):
         return f"Error: expected room on the disk; it is full ({error}). Free some. {again}"
     if isinstance(error, OSError):
-        return f"Error: expected to read or write a file; {error}. {again}"
+        advice = "Name another." if isinstance(error, MISPLACED) else again
+        return f"Error: expected to read or write a file; {error}. {advice}"
+    if not isinstance(error, SharpnessError):
+        return f"Error: {type(error).__name__}: {error}\n--debug shows where."
     return f"Error: {error}"
+
+
+def _jsonable(values: Any) -> Any:
+    """The values with null for what is not finite, which JSON cannot say."""
+    if isinstance(values, Mapping):
+        return {name: _jsonable(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_jsonable(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

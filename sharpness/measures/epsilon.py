@@ -116,6 +116,10 @@ class _Box:
     @classmethod
     def around(cls, objective: Objective, point: Point, epsilon: float, subspace: int | None, seed: int) -> _Box:
         theta, basis = point.theta, None
+        if not bool(theta.isfinite().all()):
+            raise NonFiniteError(
+                "expected finite weights at the point; some are NaN or infinite. Did training diverge?"
+            )
         if subspace is not None:
             key, device = ("subspace",), objective.device
             basis = normal(objective.size, subspace, key=key, seed=seed, dtype=objective.dtype, device=device)

@@ -353,12 +353,13 @@ class Objective:
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
             first, second = (float(self._loss(model, sample).total) for _ in range(2))
             shares = (self._loss(model, part) for part in parts)
-            again = math.fsum(float(share.total) for share in shares if float(share.weight))  # 0 / 0 in a masked part
+            again = math.fsum(float(share.total) for share in shares if float(share.weight))  # none where all is masked
         rounding = 1e-6 if self.dtype == torch.float32 else 1e-12
         if not math.isfinite(first):
             raise NonFiniteError(
                 f"expected a finite loss at the model's weights; the first {length(sample)} examples give {first}. "
-                "Check the weights (did training diverge?) and the scale of the inputs."
+                "Check the weights (did training diverge?), the scale of the inputs and, where targets are masked, "
+                "that the loss is no mean over no target: return a pair (sum, weight)."
             )
         if abs(first - second) > rounding * abs(first):
             raise NonDeterministicError(

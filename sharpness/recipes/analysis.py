@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from sharpness.errors import DataError, NotConvergedError
+from sharpness.errors import DataError, NotConvergedError, ShapeError
 from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Objective, Problem
 from sharpness.operators import Hessian
@@ -51,6 +52,24 @@ class AnalysisPlan:
     restarts: int = 2
     examples: int = 0
     density_probes: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} = {getattr(self, name)!r} ({expected})"
+            for name, expected, good in (
+                ("eigenpairs", ">= 1", self.eigenpairs >= 1),
+                ("tolerance", "> 0", self.tolerance > 0),
+                ("epsilons", "one or more, finite, > 0", self.epsilons and all(0 < e < inf for e in self.epsilons)),
+                ("subspace", ">= 0", self.subspace >= 0),
+                ("iterations", ">= 1", self.iterations >= 1),
+                ("restarts", ">= 1", self.restarts >= 1),
+                ("examples", ">= 0", self.examples >= 0),
+                ("density_probes", ">= 0", self.density_probes >= 0),
+            )
+            if not good
+        ]
+        if wrong:
+            raise ShapeError("expected an analysis plan within range; got " + ", ".join(wrong))
 
 
 class Case(NamedTuple):
@@ -138,8 +157,7 @@ def _eigenpairs(
     progress = report(f"{title}eigenvalues")
     operator = Hessian(objective.replace(batchnorm="eval"), place)
     try:
-        count = min(plan.eigenpairs, objective.size)
-        pairs = eigenpairs(operator, count, tolerance=plan.tolerance, seed=seed, progress=progress)
+        pairs = eigenpairs(operator, plan.eigenpairs, tolerance=plan.tolerance, seed=seed, progress=progress)
     except NotConvergedError as error:
         pairs = error.partial
     return {"eigenpairs": pairs}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,7 @@ def analyse_checkpoints(
     """
     opened = {name: open_checkpoint(path, problem, data_dir) for name, path in folder_names(checkpoints).items()}
     thetas = {name: point.sha256 for name, (_, point) in opened.items()}
-    settings = {"plan": dataclasses.asdict(plan), "problem": problem, "seed": seed}
+    settings = {"plan": dataclasses.asdict(plan), "problem": _identity(problem), "seed": seed}
     claim(out, {"command": "analyze", "theta": thetas, **settings, "device": device, "dtype": str(dtype)})
     results = {}
     for name, (made, point) in opened.items():
@@ -154,7 +155,7 @@ def landscape(
         {
             "command": "landscape",
             "theta": [point.sha256 for point in ends],
-            "problem": problem,
+            "problem": _identity(problem),
             "extent": list(extent),
             "points": points,
             "examples": examples,
@@ -181,6 +182,14 @@ def folder_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
         if len(set(names)) == len(names):
             return dict(zip(names, checkpoints, strict=True))
     raise ShapeError("expected distinct checkpoints; got one of them twice")
+
+
+def _identity(problem: str | None) -> dict[str, str] | None:
+    """A problem file by name and content: changed, it is another configuration."""
+    if problem is None:
+        return None
+    content = Path(problem.rpartition(":")[0]).read_bytes()
+    return {"spec": problem, "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _numbers(found: Analysis) -> dict[str, Any]:

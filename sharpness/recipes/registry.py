@@ -96,22 +96,20 @@ def from_toml(path: Path) -> Recipe:
 
 def override(parameters: Any, changes: Mapping[str, Any], place: str = "") -> Any:
     """A dataclass with fields changed, nested ones by nested mappings; unknown names and wrong kinds are refused."""
-    names = [item.name for item in dataclasses.fields(parameters)]
+    kinds = {item.name: item.type for item in dataclasses.fields(parameters)}
     values = {}
     for name, value in changes.items():
-        if name not in names:
-            raise SchemaError(f"expected one of the parameters {', '.join(names)}; got {place}{name}")
+        if name not in kinds:
+            raise SchemaError(f"expected one of the parameters {', '.join(kinds)}; got {place}{name}")
         current = getattr(parameters, name)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise SchemaError(f"expected a table [{place}{name}]; got {value!r}")
             values[name] = override(current, value, f"{place}{name}.")
-        elif isinstance(current, tuple) and isinstance(value, (list, tuple)):
-            values[name] = tuple(value)
-        elif _fits(value, current):
-            values[name] = value
+        elif _fits(value, kinds[name]):
+            values[name] = tuple(value) if isinstance(value, list) else value
         else:
-            raise SchemaError(f"expected {place}{name} as {type(current).__name__}, like {current!r}; got {value!r}")
+            raise SchemaError(f"expected {place}{name} as {kinds[name]}, like {current!r}; got {value!r}")
     return dataclasses.replace(parameters, **values)
 
 
@@ -137,9 +135,10 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
     return parameters.problem(data, metadata["seed"], getattr(torch, metadata["dtype"].removeprefix("torch.")))
 
 
-def _fits(value: Any, current: Any) -> bool:
-    if isinstance(current, bool) or isinstance(value, bool):
-        return isinstance(current, bool) and isinstance(value, bool)
-    if isinstance(current, (int, float)):  # batch_size takes a count or a fraction
-        return isinstance(value, (int, float))
-    return isinstance(value, type(current))
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the kind that a field is annotated with; an int also serves as a float."""
+    if str(kind).startswith("tuple["):  # of any length, of one kind
+        return isinstance(value, (list, tuple)) and all(_fits(v, kind[6:].removesuffix(", ...]")) for v in value)
+    if type(value) is int:
+        return kind in ("int", "float", "int | float")
+    return type(value).__name__ in str(kind).split(" | ")

@@ -18,11 +18,14 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
     """Mark ``folder`` as holding the results of ``configuration`` (JSON-able).
 
     Raises:
-        SchemaError: it holds those of another configuration, whose differences are listed, or other files.
+        SchemaError: it holds those of another configuration, whose differences are listed, or other files. A
+            configuration alone, left by a start that failed at once, is no result: another one takes its place.
     """
     wanted = json.loads(json.dumps(configuration))
     file = folder / CONFIGURATION
-    if file.exists():
+    own = {CONFIGURATION, f".{CONFIGURATION}.part"}
+    others = folder.exists() and any(found.name not in own for found in folder.iterdir())
+    if file.exists() and others:
         try:
             present = json.loads(file.read_text())
         except ValueError as error:
@@ -34,7 +37,7 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
                 f"{'; '.join(differences[:6])}. Choose another --out, or remove the folder."
             )
         return
-    if folder.exists() and any(folder.iterdir()):
+    if others:
         raise SchemaError(f"expected {folder} to be new, empty or a run; it holds other files. Choose another --out.")
     write_atomically(file, (json.dumps(wanted, indent=1) + "\n").encode())
 

@@ -194,10 +194,10 @@ def _trained(
     progress: Any,
 ) -> Minimizer:
     """One minimizer, from its file or by training (on)."""
-    file, state = folder / "minimizer.safetensors", folder / "training.safetensors"
-    if not file.exists():
+    file, state, rows = (folder / name for name in ("minimizer.safetensors", "training.safetensors", "history.h5"))
+    if not (file.exists() and rows.exists() and store.load(rows).stopped):  # a history is finished last
         objectives, _ = problem.objectives(device=device)
-        journal = store.begin(folder / "history.h5", {"history": history_template(objectives, plan)})["history"]
+        journal = store.begin(rows, {"history": history_template(objectives, plan)})["history"]
         with journal:
             end, history = train(
                 problem,
@@ -210,7 +210,7 @@ def _trained(
                 progress=progress,
             )
         end.save(file)
-        store.save(history, folder / "history.h5")
+        store.save(history, rows)
     if state.exists():
         state.unlink()
     return load_minimizer(file)
@@ -241,6 +241,7 @@ def _comparison(
         return [o.evaluate(trials[seed].ends[regime])[:2] for o in objectives.values()]
 
     scores = table(evaluations)
+    every_example = objectives["train"].examples
     return Comparison(
         regime=np.array(REGIMES),
         seed=np.array(list(trials)),
@@ -266,7 +267,7 @@ def _comparison(
         conditions={
             "training": objectives["train"].conditions,
             "batchnorm": "eval" if objectives["train"].has_batchnorm else "none",
-            "measured_on": f"{parameters.analysis.examples or objectives['train'].examples} training examples",
+            "measured_on": f"{min(parameters.analysis.examples or every_example, every_example)} training examples",
         },
     )
 

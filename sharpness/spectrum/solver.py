@@ -66,21 +66,24 @@ def eigenpairs(
     n = operator.shape[0]
     _check(n, k, which, tolerance)
     wanted = min(2 * k if which == "both" else k, n)
-    capacity = max_vectors or 2 * wanted + SPARE_VECTORS
+    capacity = 2 * wanted + SPARE_VECTORS if max_vectors is None else max_vectors
+    budget = 200 + 40 * k if max_products is None else max_products
     if capacity < min(n, wanted + PROBE_STEPS):
         least = min(n, wanted + PROBE_STEPS)
         raise ShapeError(
             f"expected max_vectors >= {least} (wanted pairs and {PROBE_STEPS} probe steps); got {max_vectors}"
         )
-    solver = _Solver(KrylovBasis(operator, capacity, seed), which, wanted, max_products or 200 + 40 * k, progress)
+    if budget < 1:
+        raise ShapeError(f"expected max_products >= 1; got {max_products}")
+    solver = _Solver(KrylovBasis(operator, capacity, seed), which, wanted, budget, progress)
     enough = solver.solve(0.9 * tolerance)
     pairs = solver.audit(operator, which, tolerance, seed)
     if enough and not pairs.converged.all():  # rounding or deflation has spoilt a residual: once more, warm and tighter
         solver.begin_again(KrylovBasis(operator, capacity, seed, start=pairs.vectors.sum(1)))
         enough = solver.solve(0.1 * tolerance)
         pairs = solver.audit(operator, which, tolerance, seed)
-    if not pairs.converged.all():
-        raise NotConvergedError(_advice(pairs, enough), partial=pairs)
+    if len(pairs.converged) < wanted or not pairs.converged.all():
+        raise NotConvergedError(_advice(pairs, wanted, enough), partial=pairs)
     return pairs
 
 
@@ -204,13 +207,15 @@ def _check(n: int, k: int, which: str, tolerance: float) -> None:
         raise ShapeError(f"expected tolerance > 0; got {tolerance}")
 
 
-def _advice(pairs: EigenPairs, enough: bool) -> str:
-    worst = float((pairs.residuals / np.abs(pairs.eigenvalues).max()).max())
+def _advice(pairs: EigenPairs, wanted: int, enough: bool) -> str:
+    worst = float(pairs.residuals.max() / (np.abs(pairs.eigenvalues).max() or 1.0))
     state = (
-        f"expected {len(pairs.converged)} eigenpairs within a relative residual of {pairs.tolerance:g}; "
+        f"expected {wanted} eigenpairs within a relative residual of {pairs.tolerance:g}; "
         f"{int(pairs.converged.sum())} are after {pairs.products} products, the worst residual is {worst:.2g}. "
     )
-    if enough:
+    # an exact residual well above the recurrence's is rounding: more products do not lower it
+    rounded = pairs.residuals > 2 * pairs.recurrence_residuals
+    if enough or (rounded & ~pairs.converged).any():
         return state + (
             f"Rounding in the products (asymmetry {pairs.floor:.1g}) sets this floor: use float64 "
             "(dtype=torch.float64) or a larger tolerance."
