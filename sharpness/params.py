@@ -42,10 +42,9 @@ class ParamSpace:
             )
         wanted = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
         chosen = {name: p for name, p in trainable.items() if any(fnmatchcase(name, w) for w in wanted)}
-        if not chosen:
-            raise UnsupportedModelError(
-                f"no trainable parameter matches {wanted}; the model has {_few(list(trainable))}"
-            )
+        idle = [w for w in wanted if not any(fnmatchcase(name, w) for name in chosen)]
+        if idle or not chosen:
+            raise UnsupportedModelError(f"no trainable parameter matches {idle}; the model has {_few(list(trainable))}")
         return cls(tuple(chosen), tuple(p.shape for p in chosen.values()))
 
     @property

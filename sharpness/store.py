@@ -154,7 +154,14 @@ def _write_attributes(group: h5py.Group, values: Mapping[str, Any]) -> None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=lambda scalar: scalar.item())  # NumPy's numbers as Python's
+    return json.dumps(value, default=_number)
+
+
+def _number(value: Any) -> Any:
+    """NumPy's numbers as Python's, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"expected conditions and choices that JSON can hold; got {type(value).__name__}")
 
 
 # Reading

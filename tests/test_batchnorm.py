@@ -341,6 +341,26 @@ def test_points_bring_their_own_statistics(make):
     assert close(objective.gradient(make(other)), gradient(other, loss))
 
 
+@pytest.mark.parametrize("policy", ["eval", "batch", "recompute"])
+def test_points_bring_frozen_weights_and_other_buffers_under_every_policy(policy):
+    class Scaled(nn.Module):
+        def __init__(self, key: str = "") -> None:
+            super().__init__()
+            self.below, self.norm, self.above = nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)
+            self.below.requires_grad_(False)
+            self.norm.bias.requires_grad_(False)
+            self.register_buffer("scale", torch.ones(5))
+            filled(self, key)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.above(torch.tanh(self.norm(self.below(x))) * self.scale)
+
+    objective, _ = Objective.from_module(Scaled(), cross_entropy, data(), chunk_size=20, batchnorm=policy)
+    own, theta = Objective.from_module(Scaled("other"), cross_entropy, data(), chunk_size=20, batchnorm=policy)
+    assert objective.value(Minimizer.of(Scaled("other"))) == own.value(theta)
+    assert objective.value(theta) != own.value(theta)
+
+
 def test_theta_alone_uses_the_statistics_that_the_model_had():
     objective, _ = Objective.from_module(dense(), cross_entropy, data())
     other = dense(key="other")

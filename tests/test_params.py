@@ -85,6 +85,12 @@ def test_patterns_choose_no_frozen_parameter():
     assert ParamSpace.of(module, "*.weight").names == ("2.weight",)
 
 
+@pytest.mark.parametrize("patterns", [["2.*", "0.bais"], [], "", "1.*"])
+def test_every_pattern_must_match_so_that_no_slip_of_the_pen_leaves_a_parameter_out(patterns):
+    with pytest.raises(UnsupportedModelError, match="no trainable parameter matches"):
+        ParamSpace.of(network(), patterns)
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_names_there_are():
     with pytest.raises(
         UnsupportedModelError, match=r"no trainable parameter matches \['head\.\*'\].*0\.weight, 0\.bias"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import xarray
-from command_line import QUICK, Ended, Foreign, SmallRun, invoke, network_state, refused
+from command_line import QUICK, SMALL, Ended, Foreign, SmallRun, invoke, network_state, refused
 from command_line import rows as by_name
 from problems import lenet, resnet20
 
@@ -20,8 +21,10 @@ import sharpness as sh
 from sharpness import store
 from sharpness.data import load
 from sharpness.models import mlp
+from sharpness.records import variables
 
 pytest_plugins = "command_line"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CASES = [
     f"ε-sharpness (%), batch norm: {mode}, {space}, ε = {epsilon}, {maximiser}"
@@ -141,32 +144,51 @@ def test_the_history_ends_where_the_minimizer_is(small_run: SmallRun) -> None:
     assert history.loss[:, -1] == pytest.approx(compared.loss[0, 0], rel=1e-12)
 
 
-def test_every_file_opens_with_xarray_and_every_variable_has_units_and_a_name(small_run: SmallRun) -> None:
+def check_described(file: Path) -> None:
+    """Every group opens with xarray, and every variable there says what it is and in which unit."""
+    with xarray.open_dataset(file, engine="h5netcdf") as root:
+        assert (root.attrs["format"], root.attrs["schema_version"]) == ("sharpness", 1)
+    with xarray.open_dataset(file, engine="h5netcdf", group="provenance") as origin:
+        assert origin.attrs["command"]
+    for name, record in store.load_all(file).items():
+        with xarray.open_dataset(file, engine="h5netcdf", group=name) as data:
+            assert set(data.variables) == {variable.name for variable in variables(record)}
+            for variable in data.variables.values():
+                assert variable.attrs["units"]
+                assert variable.attrs["long_name"]
+            if "status" in data:
+                assert data["status"].dtype == np.uint8
+                assert data["status"].attrs["flag_values"].tolist() == [0, 1, 2]
+
+
+def test_every_file_of_a_run_is_described(small_run: SmallRun) -> None:
     files = sorted(small_run.out.rglob("*.h5"))
     assert len(files) == 10
     for file in files:
-        names = list(store.load_all(file))
-        with xarray.open_dataset(file, engine="h5netcdf") as root:
-            assert (root.attrs["format"], root.attrs["schema_version"]) == ("sharpness", 1)
-        with xarray.open_dataset(file, engine="h5netcdf", group="provenance") as origin:
-            assert str(small_run.out) in origin.attrs["command"]
-        for name in names:
-            with xarray.open_dataset(file, engine="h5netcdf", group=name) as data:
-                assert data.variables
-                for variable in data.variables.values():
-                    assert variable.attrs["units"]
-                    assert variable.attrs["long_name"]
-                if "status" in data:
-                    assert (data["status"].dtype, data["status"].attrs["flag_values"].tolist()) == (np.uint8, [0, 1, 2])
+        check_described(file)
 
 
-def test_more_examples_than_there_are_is_all_of_them_and_says_so(small_run: SmallRun, tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(small_run.recipe.read_text().replace("examples = 200", "examples = 5000"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sharpness.render.draw_folder", lambda _: [])
-        ended = invoke("run", recipe, "--out", tmp_path / "out", "--quiet")
-    assert ended.code == 0
+@pytest.mark.usefixtures("no_figures")
+def test_every_file_of_the_other_commands_is_described(foreign: Foreign) -> None:
+    weights, problem = foreign.save("w.pt"), ("--problem", foreign.problem("function"), "--out", foreign.folder / "out")
+    command = ("analyze", weights, *problem, "--k", 2, "--density", 2, "--subspace", 3)
+    assert invoke(*command).code == 0
+    out = foreign.folder / "landscape"
+    assert invoke("landscape", weights, *problem[:2], "--points", 2, "--out", out).code == 0
+    assert invoke("bench", *problem, "--repeats", 1).code == 0
+    files = {file.name: file for file in foreign.folder.rglob("*.h5")}
+    assert set(files) == {"eigenpairs.h5", "density.h5", "sharpness.h5", "plane.h5", "product_cost.h5"}
+    for file in files.values():
+        check_described(file)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_more_examples_than_there_are_is_all_of_them_and_says_so(tmp_path: Path) -> None:
+    text = SMALL.replace("examples = 200", "examples = 5000\nepsilons = [1e-3]").replace("subspace = 5", "subspace = 0")
+    (tmp_path / "recipe.toml").write_text(
+        re.sub("(epochs|iterations) = .", r"\1 = 1", text).replace("_points = 5", "_points = 2")
+    )
+    assert invoke("run", tmp_path / "recipe.toml", "--out", tmp_path / "out").code == 0
     assert store.load(tmp_path / "out" / "comparison.h5").conditions["measured_on"] == "1437 training examples"
 
 
@@ -181,7 +203,7 @@ def analyzed(*arguments: Any) -> dict[str, Any]:
     return numbers
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_minimizer_of_a_run_knows_its_problem(small_run: SmallRun, tmp_path: Path) -> None:
     ends = [small_run.out / "seed-0" / regime / "minimizer.safetensors" for regime in ("SB", "LB")]
     ended = invoke("analyze", *ends, *QUICK, "--examples", 200, "--out", tmp_path / "out", "--json")
@@ -197,7 +219,7 @@ def test_a_minimizer_of_a_run_knows_its_problem(small_run: SmallRun, tmp_path: P
         assert (tmp_path / "out" / "SB-minimizer" / name).exists()
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_weights_from_elsewhere_give_the_same_numbers_in_every_form(foreign: Foreign) -> None:
     forms = [
         (foreign.save("w.pt"), "function"),
@@ -226,7 +248,7 @@ def test_weights_from_elsewhere_give_the_same_numbers_in_every_form(foreign: For
     assert every[0]["train accuracy"] == float((output.argmax(1) == targets).double().mean())
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_the_problems_own_weights_do_not_matter(foreign: Foreign) -> None:
     options = ("--problem", foreign.problem("function"), *QUICK, "--out")
     here = analyzed(foreign.save("a.pt"), *options, foreign.folder / "a")
@@ -237,7 +259,7 @@ def test_the_problems_own_weights_do_not_matter(foreign: Foreign) -> None:
     assert analyzed(foreign.save("c.pt"), *options, foreign.folder / "c") == here
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_loss_without_accuracy_is_null_in_json(foreign: Foreign) -> None:
     torch.save({"weight": torch.zeros(1, 64), "bias": torch.zeros(1)}, foreign.folder / "w.pt")
     command = ("analyze", foreign.folder / "w.pt", "--problem", foreign.problem("slope"), *QUICK)
@@ -388,7 +410,7 @@ def test_a_problem_that_cannot_be_made_is_refused(foreign: Foreign, spec: str, p
 # Landscapes
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_one_checkpoint_is_the_middle_of_a_random_plane(foreign: Foreign) -> None:
     command = ("landscape", foreign.save("w.pt"), "--problem", foreign.problem("function"), "--points", 3)
     ended = invoke(*command, "--out", foreign.folder / "out", "--json")
@@ -403,7 +425,7 @@ def test_one_checkpoint_is_the_middle_of_a_random_plane(foreign: Foreign) -> Non
     assert (other.loss[:, 0, 0] != plane.loss[:, 0, 0]).all()
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_two_are_a_line_and_three_a_plane_through_them(foreign: Foreign) -> None:
     a, b, c = (
         foreign.save(f"{name}.pt", change=lambda t, scale=scale: t * scale if t.is_floating_point() else t)
@@ -435,7 +457,7 @@ def test_four_checkpoints_or_one_twice_or_two_models_are_refused(foreign: Foreig
 # Checkpoints of other people, where they are at hand
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_resnet_trained_elsewhere(
     real_data: Path, cifar10_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,7 +484,7 @@ def test_a_resnet_trained_elsewhere(
     assert set(numbers["epsilon-sharpness"]) == {"eval-full-0.001", "batch-full-0.001"}
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_lenet_saved_on_cuda(
     real_data: Path, mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from command_line import (
 from sharpness import store
 
 pytest_plugins = "command_line"
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZE_OF_WEIGHTS = 109_000  # bytes, of a minimizer of the small run
 
@@ -124,7 +125,6 @@ def test_a_full_disk_leaves_nothing_half_written(limit: int, small_run: SmallRun
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == ({"run.json"} if limit > 1000 else set())
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_run_goes_on_from_what_train_left(small_run: SmallRun, tmp_path: Path) -> None:
     trained = invoke("train", small_run.recipe, "--out", tmp_path / "out", "--json")
     assert trained.code == 0
@@ -183,11 +183,11 @@ def test_a_damaged_configuration_is_refused(small_run: SmallRun, tmp_path: Path)
     assert refused(invoke("run", small_run.recipe, "--out", tmp_path), 2, "run.json", "damaged")
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_an_interrupted_line_is_completed_and_equal(small_run: SmallRun, tmp_path: Path) -> None:
     """Here the interrupt comes from outside, as soon as the file is there."""
     ends = [small_run.out / "seed-0" / regime / "minimizer.safetensors" for regime in ("SB", "LB")]
-    command = ("landscape", *ends, "--points", 41, "--examples", 100, "--out")
+    command = ("landscape", *ends, "--points", 201, "--examples", 100, "--out")
     process = start(*command, tmp_path / "out")
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "line.h5").exists() and time.monotonic() < deadline:
@@ -198,9 +198,10 @@ def test_an_interrupted_line_is_completed_and_equal(small_run: SmallRun, tmp_pat
     assert invoke(*command, tmp_path / "out").code == 0
     assert invoke(*command, tmp_path / "undisturbed").code == 0
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")
+    assert (store.load(tmp_path / "out" / "line.h5").status == 1).all()
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_killed_plane_can_be_read_and_is_completed_and_equal(foreign: Foreign, tmp_path: Path) -> None:
     command = ("landscape", foreign.save("w.pt"), "--problem", foreign.problem("function"), "--points", 4, "--out")
     (end,) = disturbed([["flush", "plane.h5", 5, "SIGKILL"]], *command, tmp_path / "out")
@@ -216,7 +217,7 @@ def test_a_killed_plane_can_be_read_and_is_completed_and_equal(foreign: Foreign,
 # Analyses
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_an_analysis_is_read_back_and_another_is_refused(foreign: Foreign, tmp_path: Path) -> None:
     weights_file = foreign.save("w.pt")
     command = ("analyze", weights_file, "--problem", foreign.problem("function"), *QUICK, "--out", tmp_path / "out")
@@ -232,7 +233,7 @@ def test_an_analysis_is_read_back_and_another_is_refused(foreign: Foreign, tmp_p
     assert snapshot(tmp_path / "out") == before
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_problem_file_that_was_edited_is_another_configuration(foreign: Foreign, tmp_path: Path) -> None:
     command = ("analyze", foreign.save("w.pt"), "--problem", foreign.problem("function"), *QUICK)
     command += ("--out", tmp_path / "out")
@@ -242,7 +243,7 @@ def test_a_problem_file_that_was_edited_is_another_configuration(foreign: Foreig
     assert refused(invoke(*command), 2, "problem.sha256")
 
 
-@pytest.mark.usefixtures("one_thread", "no_figures")
+@pytest.mark.usefixtures("no_figures")
 def test_a_start_that_failed_at_once_does_not_occupy_its_folder(foreign: Foreign, tmp_path: Path) -> None:
     problem, out = ("--problem", foreign.problem("function")), ("--out", tmp_path / "out")
     bad = foreign.save("nan.pt", change=lambda tensor: tensor * float("nan"))

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharpness import store
-from sharpness.errors import SchemaError, SharpnessError
+from sharpness.errors import SchemaError
 from sharpness.files import write_atomically
 from sharpness.records import RECORDS, EigenPairs, History, LineLosses, PlaneLosses, axis_label, variables
 from sharpness.records import settings as choices_of
@@ -67,8 +67,11 @@ def assert_same(found, expected):
     """Equal to the bit, in dtype, in type."""
     assert type(found) is type(expected)
     for ours, theirs in zip(variables(found), variables(expected), strict=True):
-        assert ours.values.dtype == theirs.values.dtype, ours.name
         assert ours.values.shape == theirs.values.shape, ours.name
+        if ours.values.dtype.kind == theirs.values.dtype.kind == "U":  # whose width is no part of the text
+            assert ours.values.tolist() == theirs.values.tolist(), ours.name
+            continue
+        assert ours.values.dtype == theirs.values.dtype, ours.name
         assert ours.values.tobytes() == theirs.values.tobytes(), ours.name
     assert choices_of(found) == choices_of(expected)
     assert {k: type(v) for k, v in choices_of(found).items()} == {k: type(v) for k, v in choices_of(expected).items()}
@@ -266,7 +269,7 @@ def test_a_record_that_cannot_be_stored_leaves_the_old_file(tmp_path):
     path = tmp_path / "line.h5"
     store.save(example("line"), path)
     before = path.read_bytes()
-    with pytest.raises(AttributeError):
+    with pytest.raises(TypeError, match="that JSON can hold; got object"):
         store.save(example("line", conditions={"not JSON": object()}), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -379,20 +382,13 @@ def test_a_file_without_records_is_refused_by_load_and_empty_to_load_all(tmp_pat
         store.load(tmp_path / "none.h5")
 
 
-def test_flipped_bits_in_the_structure_are_read_or_refused_but_nothing_else(saved):
+@pytest.mark.parametrize("signature", [b"TREE", b"HEAP", b"SNOD", b"GCOL"])
+def test_a_file_with_a_broken_block_is_refused(saved, signature):
     content = saved.read_bytes()
-    draw, outcomes = np.random.default_rng(0), set()
-    for place in draw.choice(2048, 60, replace=False):  # superblock, root group and its symbol table come first
-        damaged = bytearray(content)
-        damaged[place] ^= 1 << int(draw.integers(8))
-        saved.write_bytes(damaged)
-        try:
-            store.load(saved)
-            outcomes.add("read")
-        except SharpnessError as error:
-            assert isinstance(error, SchemaError)
-            outcomes.add("refused")
-    assert outcomes == {"read", "refused"}
+    assert signature in content  # the first belongs to the root group, or to the records themselves
+    saved.write_bytes(content.replace(signature, b"XXXX", 1))
+    with pytest.raises(SchemaError, match="damaged"):
+        store.load(saved)
 
 
 # Files in progress

@@ -43,6 +43,11 @@ class BatchLoss:
     def __call__(self, model: Callable[..., Any], batch: Any) -> Term:
         output, result = self._apply(model, batch)
         if isinstance(result, tuple):
+            if len(result) != 2 or not isinstance(result[0], torch.Tensor) or result[0].numel() != 1:
+                raise UnsupportedModelError(
+                    "expected a pair (sum, weight) whose sum is one number in a tensor; got a tuple of "
+                    + ", ".join(f"{type(part).__name__} {tuple(getattr(part, 'shape', ()))}" for part in result)
+                )
             total, weight = result
             return Term(total, weight, output)
         if not isinstance(result, torch.Tensor):
