@@ -177,6 +177,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except SchemaError:
         raise
+    except BlockingIOError as error:
+        raise SchemaError(f"expected {path} for reading; another process is writing it. Try again later") from error
     except DAMAGE as error:
         raise SchemaError(
             f"expected a complete HDF5 file at {path}; it is damaged or something else ({error})"

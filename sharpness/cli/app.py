@@ -62,7 +62,8 @@ def run(
     terminal.report("figures")
     figures = draw_folder(out)
     seeds, measured = len(comparison.seed), comparison.conditions["measured_on"]
-    title = f"{chosen.name}: mean ± standard deviation over {seeds} seeds; curvature and sharpness on {measured}"
+    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    title = f"{chosen.name}: {over}; curvature and sharpness on {measured}"
     rows = sharpness_table(comparison)
     terminal.table(title, ("", "SB", "LB", "LB/SB"), grouped(rows))
     terminal.say(f"Results in {out}, {len(figures)} figure files in {out / 'figures'}")
@@ -127,7 +128,7 @@ def analyze(
 
     epsilons = tuple(epsilon) if epsilon else (1e-3, 5e-4)
     plan = AnalysisPlan(k, tolerance, epsilons, subspace, restarts=restarts, examples=examples, density_probes=density)
-    out = common.out or Path("runs") / f"analyze-{checkpoints[0].stem}"
+    out = common.out or _default_out("analyze", checkpoints)
     results = analyse_checkpoints(
         checkpoints,
         plan,
@@ -165,7 +166,7 @@ def landscape(
     from sharpness.render import draw_folder
 
     extent = (-1.0 if low is None else low, (1.0 if len(checkpoints) == 1 else 2.0) if high is None else high)
-    out = common.out or Path("runs") / f"landscape-{'-'.join(path.stem for path in checkpoints[:3])}"
+    out = common.out or _default_out("landscape", checkpoints)
     record = recipes.landscape(
         checkpoints,
         out,
@@ -289,6 +290,12 @@ def doctor(common: Common, terminal: Terminal, problem: Foreign = None) -> None:
     terminal.result([c._asdict() for c in checks])
     if not all(c.good for c in checks):
         raise typer.Exit(1)
+
+
+def _default_out(command: str, checkpoints: list[Path]) -> Path:
+    """A folder named after the files and the folders that they lie in, where runs keep one name for all minimizers."""
+    names = ("-".join(path.resolve().with_suffix("").parts[-3:]) for path in checkpoints)
+    return Path("runs") / "-".join([command, *names]).replace("/", "")[:200]
 
 
 def _recipe(name: str, common: Common, trials: int | None) -> Any:

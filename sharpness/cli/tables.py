@@ -1,5 +1,6 @@
 """Records and results as rows of text."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +16,16 @@ def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
     rows: Rows = []
     for name, value in numbers.items():
         if isinstance(value, float):
-            rows.append((name, f"{value:.2%}" if name.endswith("accuracy") else f"{value:.5g}"))
+            rows.append((name, _accuracy(value) if name.endswith("accuracy") else f"{value:.5g}"))
         elif isinstance(value, (int, str)):
             rows.append((name, f"{value:,}" if isinstance(value, int) else value))
     triples = zip(numbers["eigenvalues"], numbers["residuals"], numbers["converged"], strict=True)
     for number, (value, residual, converged) in enumerate(triples, 1):
         note = "" if converged else " (not converged)"
         rows.append((f"λ{number}", f"{value:.5g} ± {residual:.1g}{note}"))
-    slopes = {name.split("-")[0]: s["gradient norm"] for name, s in numbers["epsilon-sharpness"].items()}
-    return rows + [(f"‖g‖ (batch norm: {mode})", f"{slope:.3g}") for mode, slope in slopes.items()]
+    for policy, slope in numbers["gradient norm"].items():
+        rows.append(("‖g‖" if policy == "none" else f"‖g‖, batch norm: {policy}", f"{slope:.3g}"))
+    return rows
 
 
 SHARPNESS_HEAD = ("ε-sharpness (%)", "L-BFGS-B", "sign ascent", "first order", "spread", "steps")
@@ -55,6 +57,10 @@ def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:
             shown.append((f"[bold]{heading}[/]", "", "", ""))
         shown.append((f"  {epsilon}, {maximiser}" if shared[0] else quantity.removeprefix("gradient norm "), *values))
     return shown
+
+
+def _accuracy(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.2%}"
 
 
 def loss_rows(record: LineLosses | PlaneLosses) -> Rows:

@@ -94,7 +94,7 @@ def epsilon_sharpness(
         restart_stronger=by_corners,
         sharpness=float(by_paper.max()),
         stronger=float(max(by_corners.max(), by_paper.max())),
-        first_order=float(100.0 * (np.abs(slope) @ bounds) / (1.0 + centre)),
+        first_order=float(100.0 * np.sum(np.abs(slope) * bounds) / (1.0 + centre)),
         gradient_norm=search.first_gradient_norm,
         value=centre,
         epsilon=epsilon,

@@ -95,7 +95,12 @@ def correct(output: Any, batch: Any) -> tuple[int, int] | None:
     target = None if isinstance(batch, Mapping) else batch[-1]
     if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
         return None
-    if target.is_floating_point() or output.ndim < 2 or output.shape[:1] + output.shape[2:] != target.shape:
+    if (
+        target.is_floating_point()
+        or output.ndim < 2
+        or output.shape[1] < 2
+        or output.shape[:1] + output.shape[2:] != target.shape
+    ):
         return None
     counted = target >= 0
     hits = (output.argmax(1) == target) & counted

@@ -81,8 +81,13 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The record's name in the file: ``eval-full-0.001``."""
-        return f"{self.batchnorm}-{self.space}-{self.epsilon:g}"
+        """The record's name in the file: ``eval-full-0.001``, or ``full-0.001`` for a model without batch norm."""
+        return f"{'' if self.batchnorm == 'none' else self.batchnorm + '-'}{self.space}-{self.epsilon:g}"
+
+    @property
+    def policy(self) -> str:
+        """What the objective is asked for."""
+        return "eval" if self.batchnorm == "none" else self.batchnorm
 
 
 class Analysis(NamedTuple):
@@ -106,7 +111,7 @@ def measured_on(problem: Problem, examples: int) -> Problem:
 
 def cases(plan: AnalysisPlan, objective: Objective) -> Iterator[Case]:
     """Every combination of batch-norm treatment (where the model has any), space and ε."""
-    for batchnorm in ("eval", "batch") if objective.has_batchnorm else ("eval",):
+    for batchnorm in ("eval", "batch") if objective.has_batchnorm else ("none",):
         for space in ("full", "subspace") if plan.subspace else ("full",):
             for epsilon in plan.epsilons:
                 yield Case(batchnorm, space, epsilon)
@@ -136,7 +141,7 @@ def analyse(
         every = {}
         for case in cases(plan, objective):
             every[case.name] = epsilon_sharpness(
-                objective.replace(batchnorm=case.batchnorm),
+                objective.replace(batchnorm=case.policy),
                 place,
                 case.epsilon,
                 min(plan.subspace, objective.size) if case.space == "subspace" else None,

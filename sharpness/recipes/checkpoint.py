@@ -147,6 +147,8 @@ def landscape(
     """
     if not 1 <= len(checkpoints) <= 3:
         raise ShapeError(f"expected one to three checkpoints; got {len(checkpoints)}")
+    if not extent[0] < extent[1]:
+        raise ShapeError(f"expected the first coordinate below the last; got {extent[0]:g} and {extent[1]:g}")
     opened = [open_checkpoint(path, problem, data_dir) for path in checkpoints]
     ends = [point for _, point in opened]
     axis = np.linspace(*extent, points)
@@ -205,10 +207,10 @@ def _numbers(found: Analysis) -> dict[str, Any]:
             "sharpness": s.sharpness,
             "stronger": s.stronger,
             "first order": s.first_order,
-            "gradient norm": s.gradient_norm,
             "iterations": s.restart_iterations.tolist(),
             "spread": s.spread,
         }
         for case, s in found.sharpness.items()
     }
-    return {**every, "epsilon-sharpness": sharpness}
+    slopes = {case.batchnorm: s.gradient_norm for case, s in found.sharpness.items()}
+    return {**every, "gradient norm": slopes, "epsilon-sharpness": sharpness}

@@ -20,7 +20,8 @@ def draw_folder(folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
 
     Files of one name in sibling folders become panels of one figure, titled by their folders: ``seed-0/SB/plane.h5``
     and ``seed-0/LB/plane.h5`` give ``seed-0-plane``, with equal axes and levels. A comparison gives its figure and its
-    table; beside one, the eigenvalues and sharpnesses that it summarises are not drawn again one by one.
+    table; beside one, the eigenvalues that it summarises are not drawn again one by one. Single sharpnesses, of which
+    a run holds many, are drawn by ``draw_file`` alone.
 
     Returns:
         The files written.
@@ -35,7 +36,7 @@ def draw_folder(folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     families: dict[str, dict[str, Any]] = {}
     for path, records in found.items():
         for name, record in records.items():
-            if not (summarised and isinstance(record, (EigenPairs, EpsilonSharpness))):
+            if not isinstance(record, (EpsilonSharpness, EigenPairs) if summarised else EpsilonSharpness):
                 stem, panel = _place(path.relative_to(folder), "" if name == record.kind else name)
                 families.setdefault(stem, {})[panel] = record
     written = []
