@@ -171,6 +171,18 @@ def test_results_are_the_best_points_that_were_evaluated(monkeypatch):
     assert len(values) > by_paper
 
 
+def test_a_run_whose_last_point_is_not_its_best_still_reports_the_best(monkeypatch):
+    torch.manual_seed(2)
+    model = nn.Linear(4, 1, bias=False).double()
+    data = (3 * torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 1, dtype=torch.float64))
+    objective, theta = Objective.from_module(model, lambda output, target: 2 + torch.sin(output - target), data)
+    seen = recorded(monkeypatch, objective)
+    found = epsilon_sharpness(objective, theta, 0.5, iterations=40, restarts=1)  # to a maximum inside the box
+    run = [value for _, value in seen[1 : 1 + found.restart_evaluations[0]]]
+    assert run[-1] < max(run)
+    assert found.sharpness == percent(max(run) - found.value, found.value)
+
+
 @pytest.mark.parametrize("subspace", [None, 3])
 def test_no_point_outside_the_box_is_evaluated(monkeypatch, subspace):
     objective, theta = least_squares(n=8)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -132,6 +133,38 @@ def test_memory_and_hdf5_are_indistinguishable_to_the_bit(tmp_path_factory, comm
     stored = store.load(path)
     assert stored.loss.tobytes() == mine.column("loss").tobytes()
     assert stored.status.tobytes() == mine.status.tobytes()
+
+
+def on_disk(path, folder):
+    """The record in the bytes that another process would find now."""
+    copy = folder / "copy.h5"
+    copy.write_bytes(path.read_bytes())
+    return store.load(copy)
+
+
+def test_a_row_is_in_the_file_when_commit_returns(tmp_path):
+    path = tmp_path / "line.h5"
+    with store.begin(path, {"line": line(4)})["line"] as journal:
+        for row in (2, 0):
+            journal.commit(row, {"loss": np.array([row, 0.5]), "accuracy": np.zeros(2)})
+            found = on_disk(path, tmp_path)
+            assert found.status[row] == DONE
+            assert found.loss[:, row].tolist() == [row, 0.5]
+
+
+def test_the_values_of_a_row_are_in_the_file_before_its_status(tmp_path, monkeypatch):
+    path, seen, flush = tmp_path / "line.h5", [], h5py.File.flush
+
+    def watched(file):
+        flush(file)
+        found = on_disk(path, tmp_path)
+        seen.append((found.loss[:, 2].tolist(), int(found.status[2])))
+
+    with store.begin(path, {"line": line(4)})["line"] as journal:
+        monkeypatch.setattr(h5py.File, "flush", watched)
+        journal.commit(2, {"loss": np.array([0.25, 0.5])})
+        monkeypatch.undo()
+    assert seen == [([0.25, 0.5], PENDING), ([0.25, 0.5], DONE)]
 
 
 def test_several_journals_of_one_file_keep_apart(tmp_path):
