@@ -48,6 +48,7 @@ def evaluate_line(
         ShapeError: a, b or alphas do not fit; no objective, or an unknown ``batchnorm``.
 
     Example (f = θ², from 0 to 2):
+        >>> import torch
         >>> model = torch.nn.Linear(1, 1, bias=False)
         >>> f, theta = Objective.from_module(model, lambda o, t: (o - t) ** 2, (torch.ones(1, 1), torch.zeros(1, 1)))
         >>> evaluate_line({"train": f}, Line(torch.zeros(1), torch.full((1,), 2.0)), [0, 0.5, 1]).loss
@@ -153,7 +154,7 @@ class _Evaluator:
 
     def __call__(self, point: Point) -> tuple[np.ndarray, np.ndarray]:
         if self.policy == "recompute":
-            point = self._reference.with_statistics(Point(point.theta))
+            point = self._reference.with_statistics(point)
         values = [objective.evaluate(point) for objective in self._objectives.values()]
         return np.array([v.loss for v in values]), np.array([v.accuracy for v in values])
 

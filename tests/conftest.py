@@ -1,4 +1,4 @@
-"""Real data for the tests that want it; without it they are skipped and say why."""
+"""Real data for the tests that want it (without it they are skipped and say why), and one thread for all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from sharpness.data import cifar, mnist
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# Threads of small networks wait for each other most of the time, and ten times longer on a machine that is busy.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 
 
 @pytest.fixture(scope="session")

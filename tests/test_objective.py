@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections import UserDict
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,16 +17,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from sharpness import Hessian, Minimizer, Objective, Point, Problem, cross_entropy
 from sharpness.errors import DataError, NonDeterministicError, NonFiniteError, ShapeError, UnsupportedModelError
 from sharpness.random import normal
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing at these sizes, and on busy cores wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
 
 # Sums of some hundred float64 terms in another order: a few hundred roundings of 1.1e-16, mostly cancelling.
 ROUNDING = 1e-13

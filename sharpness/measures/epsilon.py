@@ -125,7 +125,8 @@ class _Box:
             basis = normal(objective.size, subspace, key=key, seed=seed, dtype=objective.dtype, device=device)
             # A⁺x by the normal equations: random columns are nearly orthogonal unless p is close to n
             gram, image = (basis.T @ basis).double(), (basis.T @ theta).double()
-            theta = torch.linalg.lstsq(gram.cpu(), image.cpu()[:, None]).solution[:, 0]
+            # "gels": the last bits of the default driver differ from call to call
+            theta = torch.linalg.lstsq(gram.cpu(), image.cpu()[:, None], driver="gels").solution[:, 0]
         return cls(point, epsilon * (theta.double().abs().cpu().numpy() + 1.0), basis)
 
     @property
@@ -135,7 +136,8 @@ class _Box:
     def lift(self, y: np.ndarray) -> Point:
         """x + A y."""
         theta = self.point.theta
-        step = torch.as_tensor(y).to(device=theta.device, dtype=theta.dtype)
+        # a copy: NumPy's memory begins anywhere, and a product's last bits can depend on alignment
+        step = torch.tensor(y, device=theta.device, dtype=theta.dtype)
         return Point(theta + (step if self.basis is None else self.basis @ step), self.point.buffers)
 
     def pull(self, gradient: torch.Tensor) -> np.ndarray:

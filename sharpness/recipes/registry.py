@@ -43,6 +43,7 @@ RECIPES = {
                 lb=TrainingPlan(batch_size=0.1, epochs=150, patience=20),
                 line_points=49,
                 plane_points=21,
+                threads=1,
             ),
         ),
         Recipe(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +55,8 @@ class SmallLarge:
         analysis: what is measured at each minimizer.
         line_points: points of the line from SB (α = 0) to LB (α = 1), α in [-1, 2]; every seed.
         plane_points: points along each axis of the planes around SB and LB, α and β in [-1, 1]; first seed.
+        threads: of the CPU; 0 leaves PyTorch's own number. The last bits of results depend on it, and small networks
+            gain nothing from more than one.
     """
 
     data: str
@@ -65,12 +68,13 @@ class SmallLarge:
     analysis: AnalysisPlan = field(default_factory=AnalysisPlan)
     line_points: int = 49
     plane_points: int = 25
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ShapeError(f"expected model to be one of {', '.join(MODELS)}; got {self.model!r}")
-        if self.trials < 1 or self.line_points < 2 or self.plane_points < 2:
-            raise ShapeError("expected trials >= 1, line_points >= 2 and plane_points >= 2")
+        if self.trials < 1 or self.line_points < 2 or self.plane_points < 2 or self.threads < 0:
+            raise ShapeError("expected trials >= 1, line_points >= 2, plane_points >= 2 and threads >= 0")
 
     @property
     def seeds(self) -> range:
@@ -82,6 +86,17 @@ class SmallLarge:
         model = initialised(MODELS[self.model], seed=seed).to(dtype)
         train, test = ((inputs.to(dtype), targets) for inputs, targets in (data.train, data.test))
         return Problem(model, cross_entropy, train, test)
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """PyTorch on so many CPU threads (0: as it is), and as before on leaving."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Trial(NamedTuple):
@@ -117,22 +132,12 @@ def train_pairs(
     claim(
         out, {"recipe": name, "parameters": settings, "data": data.fingerprint, "device": device, "dtype": str(dtype)}
     )
-    metadata = {"recipe": name, "parameters": settings, "data": data.fingerprint, "dtype": str(dtype)}
+    about = {"recipe": name, "parameters": settings, "data": data.fingerprint, "dtype": str(dtype)}
     trials = {}
-    for seed in parameters.seeds:
-        problem = parameters.problem(data, seed, dtype)
-        folder = out / f"seed-{seed}"
-        start = Minimizer.of(problem.model, {**metadata, "regime": "start", "seed": seed})
-        if not (folder / "start.safetensors").exists():
-            start.save(folder / "start.safetensors")
-        ends = {}
-        for regime, plan in zip(REGIMES, (parameters.sb, parameters.lb), strict=True):
-            about = {**metadata, "regime": regime}
-            progress = report(f"seed {seed} {regime}: training")
-            ends[regime] = _trained(
-                problem, plan, folder / regime, seed=seed, about=about, device=device, progress=progress
-            )
-        trials[seed] = Trial(start, ends)
+    with cpu_threads(parameters.threads):
+        for seed in parameters.seeds:
+            problem, folder = parameters.problem(data, seed, dtype), out / f"seed-{seed}"
+            trials[seed] = _trial(problem, parameters, folder, seed=seed, about=about, device=device, report=report)
     return data, trials
 
 
@@ -156,31 +161,57 @@ def run(
         DataError: the data are not to be had.
     """
     data, trials = train_pairs(name, parameters, out, data_dir=data_dir, device=device, dtype=dtype, report=report)
-    measured = {}
-    for seed, trial in trials.items():
-        problem = parameters.problem(data, seed, dtype)
-        objectives, _ = measured_on(problem, parameters.analysis.examples).objectives(device=device)
-        folder = out / f"seed-{seed}"
-        for regime, end in trial.ends.items():
-            title = f"seed {seed} {regime}: "
-            measured[seed, regime] = analyse(
-                objectives["train"], end, parameters.analysis, folder / regime, seed=seed, report=report, title=title
-            )
-        line, alphas = Line(trial.ends["SB"], trial.ends["LB"]), np.linspace(-1.0, 2.0, parameters.line_points)
-        resumed_line(objectives, line, alphas, folder / "line.h5", REGIMES, report(f"seed {seed}: line SB–LB"))
+    problems = {seed: parameters.problem(data, seed, dtype) for seed in trials}
+    measured: dict[tuple[int, str], Analysis] = {}
+    with cpu_threads(parameters.threads):
+        for seed, trial in trials.items():
+            part = measured_on(problems[seed], parameters.analysis.examples)
+            objectives, _ = part.objectives(device=device)
+            for regime, found in _measure(objectives, trial, parameters, seed, out / f"seed-{seed}", report).items():
+                measured[seed, regime] = found
+
+        def compare() -> dict[str, Comparison]:
+            whole, _ = problems[parameters.seed].objectives(device=device)
+            return {"comparison": _comparison(name, parameters, whole, trials, measured)}
+
+        return stored(out / "comparison.h5", compare)["comparison"]
+
+
+def _trial(
+    problem: Problem,
+    parameters: SmallLarge,
+    folder: Path,
+    *,
+    seed: int,
+    about: Mapping[str, Any],
+    device: str,
+    report: Report,
+) -> Trial:
+    """One seed's start and both its minimizers."""
+    start = Minimizer.of(problem.model, {**about, "regime": "start", "seed": seed})
+    if not (folder / "start.safetensors").exists():
+        start.save(folder / "start.safetensors")
+    ends = {}
+    for regime, plan in zip(REGIMES, (parameters.sb, parameters.lb), strict=True):
+        own, progress = {**about, "regime": regime}, report(f"seed {seed} {regime}: training")
+        ends[regime] = _trained(problem, plan, folder / regime, seed=seed, about=own, device=device, progress=progress)
+    return Trial(start, ends)
+
+
+def _measure(
+    objectives: dict[str, Objective], trial: Trial, parameters: SmallLarge, seed: int, folder: Path, report: Report
+) -> dict[str, Analysis]:
+    """One seed's analysis of SB and LB, the line between them and, for the first seed, the planes around them."""
+    train, found = objectives["train"], {}
+    for regime, end in trial.ends.items():
+        title, own = f"seed {seed} {regime}: ", folder / regime
+        found[regime] = analyse(train, end, parameters.analysis, own, seed=seed, report=report, title=title)
         if seed == parameters.seed:
-            for regime, end in trial.ends.items():
-                plane = random_plane(end, objectives["train"].space, seed=seed)
-                axis = np.linspace(-1.0, 1.0, parameters.plane_points)
-                progress = report(f"seed {seed} {regime}: plane")
-                resumed_plane(objectives, plane, axis, folder / regime / "plane.h5", progress)
-
-    objectives, _ = problem.objectives(device=device)
-
-    def compare() -> dict[str, Comparison]:
-        return {"comparison": _comparison(name, parameters, objectives, trials, measured)}
-
-    return stored(out / "comparison.h5", compare)["comparison"]
+            plane, axis = random_plane(end, train.space, seed=seed), np.linspace(-1.0, 1.0, parameters.plane_points)
+            resumed_plane(objectives, plane, axis, own / "plane.h5", report(f"{title}plane"))
+    line, alphas = Line(trial.ends["SB"], trial.ends["LB"]), np.linspace(-1.0, 2.0, parameters.line_points)
+    resumed_line(objectives, line, alphas, folder / "line.h5", REGIMES, report(f"seed {seed}: line SB–LB"))
+    return found
 
 
 def _trained(
