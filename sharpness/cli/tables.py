@@ -1,6 +1,5 @@
 """Records and results as rows of text."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,9 @@ def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
     rows: Rows = []
     for name, value in numbers.items():
         if isinstance(value, float):
-            rows.append((name, _accuracy(value) if name.endswith("accuracy") else f"{value:.5g}"))
+            rows.append((name, f"{value:.2%}" if name.endswith("accuracy") else f"{value:.5g}"))
+        elif value is None:
+            rows.append((name, "n/a"))
         elif isinstance(value, (int, str)):
             rows.append((name, f"{value:,}" if isinstance(value, int) else value))
     triples = zip(numbers["eigenvalues"], numbers["residuals"], numbers["converged"], strict=True)
@@ -57,10 +58,6 @@ def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:
             shown.append((f"[bold]{heading}[/]", "", "", ""))
         shown.append((f"  {epsilon}, {maximiser}" if shared[0] else quantity.removeprefix("gradient norm "), *values))
     return shown
-
-
-def _accuracy(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.2%}"
 
 
 def loss_rows(record: LineLosses | PlaneLosses) -> Rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 
 from sharpness.checkpoints import is_minimizer, load_checkpoint, load_minimizer, load_state
 from sharpness.errors import ShapeError, SharpnessError, UnsupportedModelError
+from sharpness.files import write_atomically
 from sharpness.geometry import Line, Plane, random_plane
 from sharpness.objective import Problem
 from sharpness.params import ParamSpace, Point
@@ -103,7 +106,7 @@ def analyse_checkpoints(
     Loss and accuracy are those on all data; the rest is measured on ``plan.examples`` training examples.
 
     Returns:
-        For each checkpoint, by the name of its folder, the numbers as JSON-able values.
+        For each checkpoint, by the name of its folder, the numbers as JSON-able values; also in ``out/analysis.json``.
     """
     opened = {name: open_checkpoint(path, problem, data_dir) for name, path in folder_names(checkpoints).items()}
     thetas = {name: point.sha256 for name, (_, point) in opened.items()}
@@ -119,10 +122,15 @@ def analyse_checkpoints(
         report(title + "loss and accuracy")
         scores = {split: objective.evaluate(point) for split, objective in whole.items()}
         found = analyse(part["train"], point, plan, out / name, seed=seed, report=report, title=title)
-        facts = {"parameters": part["train"].size, "measured on": f"{part['train'].examples} training examples"}
+        facts: dict[str, Any] = {
+            "parameters": part["train"].size,
+            "measured on": f"{part['train'].examples} training examples",
+        }
         for split, score in scores.items():
-            facts |= {f"{split} loss": score.loss, f"{split} accuracy": score.accuracy}
+            accuracy = None if math.isnan(score.accuracy) else score.accuracy
+            facts |= {f"{split} loss": score.loss, f"{split} accuracy": accuracy}
         results[name] = {**facts, **_numbers(found)}
+    write_atomically(out / "analysis.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
 
 
