@@ -65,10 +65,10 @@ class TrainingPlan:
             f"{name} = {getattr(self, name)!r} ({expected})"
             for name, expected, good in (
                 ("batch_size", "> 0", self.batch_size > 0 and (self.batch_size < 1 or self.batch_size % 1 == 0)),
-                ("epochs", ">= 1", self.epochs >= 1),
+                ("epochs", "a whole number >= 1", self.epochs >= 1 and self.epochs % 1 == 0),
                 ("optimizer", "adam or sgd", self.optimizer in ("adam", "sgd")),
                 ("learning_rate", "finite, > 0", 0 < self.learning_rate < math.inf),
-                ("momentum", ">= 0", self.momentum >= 0),
+                ("momentum", ">= 0, needs sgd", self._has_momentum or self.momentum == 0),
                 ("nesterov", "needs sgd with momentum > 0", not self.nesterov or self._has_momentum),
                 ("weight_decay", ">= 0", self.weight_decay >= 0),
                 ("schedule", "constant, cosine or step", self.schedule in ("constant", "cosine", "step")),

@@ -1,5 +1,6 @@
 """Real data for the tests that want it (without it they are skipped and say why), and one thread for all."""
 
+
 from __future__ import annotations
 
 import os
@@ -9,18 +10,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Threads of small networks wait for each other most of the time, and ten times longer on a machine that is busy.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
 import pytest
-import torch
 
 from sharpness.data import cifar, mnist
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-# Threads of small networks wait for each other most of the time, and ten times longer on a machine that is busy.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_several_journals_of_one_file_keep_apart(tmp_path):
     assert found["plane"].loss[0, :, 0].tolist() == [3.0, 4.0, 5.0]
 
 
-ROWS, SPLITS = 20_000, 3  # more than the pipe holds reports of: no writer gets done before it is killed
+ROWS, SPLITS = 120_000, 3  # ten times what a pipe holds reports of: no writer gets done before it is killed
 WRITER = """
 import os, sys
 from pathlib import Path

@@ -130,7 +130,8 @@ def analyse_checkpoints(
             accuracy = None if math.isnan(score.accuracy) else score.accuracy
             facts |= {f"{split} loss": score.loss, f"{split} accuracy": accuracy}
         results[name] = {**facts, **_numbers(found)}
-    write_atomically(out / "analysis.json", (json.dumps(results, indent=1) + "\n").encode())
+    if not (out / "analysis.json").exists():
+        write_atomically(out / "analysis.json", (json.dumps(results, indent=1) + "\n").encode())
     return results
 
 
