@@ -29,6 +29,7 @@ class Line:
     def __init__(self, a: Any, b: Any) -> None:
         first, second = as_point(a), as_point(b)
         _check_same_shape(first.theta, second.theta)
+        second = _beside(second, first.theta)
         _check_same_buffers(first, second)
         object.__setattr__(self, "a", first)
         object.__setattr__(self, "b", second)
@@ -62,8 +63,8 @@ class Plane:
         _check_same_shape(point.theta, first)
         _check_same_shape(point.theta, second)
         object.__setattr__(self, "origin", point)
-        object.__setattr__(self, "first", first)
-        object.__setattr__(self, "second", second)
+        object.__setattr__(self, "first", first.to(point.theta))
+        object.__setattr__(self, "second", second.to(point.theta))
 
     def at(self, alpha: float, beta: float) -> Point:
         """The point at (α, β)."""
@@ -107,6 +108,14 @@ def random_plane(origin: Any, space: ParamSpace, *, seed: int = 0) -> Plane:
     )
     first, second = (filter_normalised(direction, point.theta, space) for direction in drawn)
     return Plane(point, first, second)
+
+
+def _beside(point: Point, theta: torch.Tensor) -> Point:
+    """The point on the device of ``theta``, in its dtype."""
+    if (point.theta.device, point.theta.dtype) == (theta.device, theta.dtype):
+        return point
+    buffers = point.buffers and {name: buffer.to(theta.device) for name, buffer in point.buffers.items()}
+    return Point(point.theta.to(theta), buffers)
 
 
 def _mixed(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:

@@ -104,16 +104,17 @@ def line_template(
 ) -> LineLosses:
     """The record that ``evaluate_line`` will return, every row pending; a file in progress begins as this."""
     names, empty = np.array(list(objectives)), (len(objectives), len(alphas))
+    policy = _policy(objectives, batchnorm)
     return LineLosses(
         split=names,
         alpha=np.asarray(alphas, float),
         loss=np.full(empty, np.nan),
         accuracy=np.full(empty, np.nan),
         status=np.zeros(len(alphas), np.uint8),
-        batchnorm=_policy(objectives, batchnorm),
+        batchnorm=policy,
         start=line.a.sha256,
         end=line.b.sha256,
-        conditions={name: objective.conditions for name, objective in objectives.items()},
+        conditions=_conditions(objectives, policy),
     )
 
 
@@ -127,6 +128,7 @@ def plane_template(
 ) -> PlaneLosses:
     """The record that ``evaluate_plane`` will return, every row pending."""
     names, empty = np.array(list(objectives)), (len(objectives), len(alphas), len(betas))
+    policy = _policy(objectives, batchnorm)
     return PlaneLosses(
         split=names,
         alpha=np.asarray(alphas, float),
@@ -134,11 +136,11 @@ def plane_template(
         loss=np.full(empty, np.nan),
         accuracy=np.full(empty, np.nan),
         status=np.zeros(len(betas), np.uint8),
-        batchnorm=_policy(objectives, batchnorm),
+        batchnorm=policy,
         origin=plane.origin.sha256,
         first=sha256(plane.first),
         second=sha256(plane.second),
-        conditions={name: objective.conditions for name, objective in objectives.items()},
+        conditions=_conditions(objectives, policy),
     )
 
 
@@ -147,16 +149,24 @@ class _Evaluator:
 
     def __init__(self, objectives: Mapping[str, Objective], batchnorm: str | None) -> None:
         self.policy = _policy(objectives, batchnorm)
-        inner = "batch" if self.policy == "batch" else "eval"  # "recompute" brings its statistics with the point
-        fits = {name: o if o.batchnorm == inner else o.replace(batchnorm=inner) for name, o in objectives.items()}
-        self._objectives = fits
-        self._reference = fits.get("train", next(iter(fits.values())))
+        self._objectives = _fitting(objectives, self.policy)
+        self._reference = self._objectives.get("train", next(iter(self._objectives.values())))
 
     def __call__(self, point: Point) -> tuple[np.ndarray, np.ndarray]:
         if self.policy == "recompute":
             point = self._reference.with_statistics(point)
         values = [objective.evaluate(point) for objective in self._objectives.values()]
         return np.array([v.loss for v in values]), np.array([v.accuracy for v in values])
+
+
+def _fitting(objectives: Mapping[str, Objective], policy: str) -> dict[str, Objective]:
+    """The objectives under the policy that is evaluated; "recompute" brings its statistics with the point."""
+    inner = "batch" if policy == "batch" else "eval"
+    return {name: o if o.batchnorm == inner else o.replace(batchnorm=inner) for name, o in objectives.items()}
+
+
+def _conditions(objectives: Mapping[str, Objective], policy: str) -> dict[str, Any]:
+    return {name: objective.conditions for name, objective in _fitting(objectives, policy).items()}
 
 
 def _policy(objectives: Mapping[str, Objective], batchnorm: str | None) -> str:

@@ -37,7 +37,7 @@ def normal(
     device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """Standard normal numbers, drawn on the CPU in ``dtype`` and then moved."""
-    return torch.randn(shape, generator=generator(*key, seed=seed), dtype=dtype).to(device)
+    return torch.randn(shape, generator=generator(*key, seed=seed), dtype=dtype, device="cpu").to(device)
 
 
 @contextmanager

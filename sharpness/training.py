@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from sharpness.checkpoints import Minimizer
-from sharpness.errors import NonFiniteError, ShapeError
+from sharpness.errors import CheckpointError, NonFiniteError, ShapeError
 from sharpness.files import write_atomically
 from sharpness.journal import PENDING, Journal, MemoryJournal
-from sharpness.objective import BatchLoss, Objective, Problem
+from sharpness.objective import BatchLoss, Objective, Problem, exact_arithmetic
 from sharpness.params import Point
 from sharpness.progress import Progress, silent
 from sharpness.random import derive_seed, generator, preserved_random_state
@@ -127,6 +128,7 @@ def train(
         progress: called after each epoch.
 
     Raises:
+        CheckpointError: ``checkpoint`` is damaged or belongs to another plan or seed.
         NonFiniteError: the training loss became NaN or infinite; ``partial`` holds the history so far.
     """
     data = _Data.of(problem, torch.device(device))
@@ -219,8 +221,9 @@ class _Run:
         size = self.plan.examples_per_batch(len(data.targets))
         for index in data.batches(self.seed, self.epoch, size):
             self.optimizer.zero_grad(set_to_none=True)
-            term = loss(self.model, (data.inputs[index], data.targets[index]))
-            (term.total / term.weight).backward()
+            with exact_arithmetic(data.inputs.device):
+                term = loss(self.model, (data.inputs[index], data.targets[index]))
+                (term.total / term.weight).backward()
             self.optimizer.step()
         self.epoch += 1
 
@@ -232,11 +235,27 @@ class _Run:
         weights = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         past = {f"history.{name}": torch.as_tensor(values) for name, values in history.items()}
         tensors = {name: t.detach().clone().contiguous() for name, t in {**weights, **moments, **past}.items()}
-        write_atomically(path, save(tensors, {"run": json.dumps({"epoch": self.epoch})}))
+        write_atomically(path, save(tensors, {"run": json.dumps({"epoch": self.epoch, **self._identity})}))
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree in, as JSON holds it."""
+        return json.loads(json.dumps({"plan": asdict(self.plan), "seed": self.seed}))
 
     def load(self, path: Path) -> dict[str, np.ndarray]:
         """Take up the run in ``path``; return the history of its epochs."""
-        content = path.read_bytes()
+        try:
+            return self._take_up(path.read_bytes())
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"expected the state of this very training run in {path}; {error}. Remove the file to begin anew."
+            ) from error
+
+    def _take_up(self, content: bytes) -> dict[str, np.ndarray]:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        known = json.loads(header["__metadata__"]["run"])
+        if {name: known[name] for name in self._identity} != self._identity:
+            raise ValueError("it belongs to a run of another plan or seed")
         # clones: tensors in a buffer begin anywhere, and a product's last bits can depend on alignment
         tensors = {name: t.clone() for name, t in load(content).items()}
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -246,8 +265,7 @@ class _Run:
                 _, index, key = name.split(".", 2)
                 entries.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        self.epoch = json.loads(header["__metadata__"]["run"])["epoch"]
+        self.epoch = known["epoch"]
         return {n.removeprefix("history."): t.numpy() for n, t in tensors.items() if n.startswith("history.")}
 
 
@@ -287,7 +305,9 @@ def _reason_to_stop(plan: TrainingPlan, losses: np.ndarray) -> str:
     if len(losses) and plan.patience:
         best, since = math.inf, 0
         for loss in losses:
-            best, since = (loss, 0) if loss < best * (1 - plan.improvement) else (best, since + 1)
+            best, since = (
+                (loss, 0) if loss < best - plan.improvement * abs(best) or best == math.inf else (best, since + 1)
+            )
         if since >= plan.patience:
             return f"loss ceased to improve for {plan.patience} epochs"
     return "epoch limit" if len(losses) >= plan.epochs else ""

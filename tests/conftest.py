@@ -1,6 +1,5 @@
 """Real data for the tests that want it (without it they are skipped and say why), and one thread for all."""
 
-
 from __future__ import annotations
 
 import os

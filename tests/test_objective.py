@@ -839,7 +839,9 @@ def test_wrapped_models_are_unwrapped_names_included(wrap):
 
 
 class Busy(nn.Module):
-    """Batch norm, dropout, a frozen layer, a hookable ``fail`` switch; meant to be in train mode."""
+    """Batch norm, dropout, a frozen layer, a limit of its inputs; meant to be in train mode."""
+
+    limit = 1e6
 
     def __init__(self) -> None:
         super().__init__()
@@ -849,7 +851,7 @@ class Busy(nn.Module):
         self.net[0].bias.requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if bool((x.abs() > 1e6).any()):
+        if bool((x.abs() > self.limit).any()):
             raise ZeroDivisionError("a model that fails at some examples")
         return self.net(x)
 
@@ -951,10 +953,12 @@ def test_the_callers_state_stays_as_it_is_when_making_the_objective_fails(failur
 
 @pytest.mark.parametrize("method", ["value", "gradient", "evaluate", "value_and_gradient", "with_statistics"])
 @pytest.mark.parametrize("batchnorm", ["eval", "batch"])
-def test_the_callers_state_stays_as_it_is_when_the_model_fails_in_a_later_chunk(method, batchnorm):
+def test_the_callers_state_stays_as_it_is_when_the_model_fails_in_a_later_chunk(method, batchnorm, monkeypatch):
     module, loader = busy(), loader_over(TensorDataset(with_outlier(39), labels(40, 3)))
     before = state_of(module, loader)
-    objective, theta = made(module, loader, batchnorm=batchnorm)
+    with monkeypatch.context() as patch:
+        patch.setattr(Busy, "limit", 1e9)  # so that making the objective, which looks at many batches, succeeds
+        objective, theta = made(module, loader, batchnorm=batchnorm)
     with pytest.raises(ZeroDivisionError):
         getattr(objective, method)(theta)
     with pytest.raises(ZeroDivisionError):
@@ -981,3 +985,13 @@ def test_a_problem_is_made_of_a_tuple_with_or_without_test_data():
 def test_anything_else_is_no_problem(made):
     with pytest.raises(UnsupportedModelError, match=r"tuple \(model, loss, train\[, test\]\)"):
         Problem.of(made)
+
+
+def test_a_mean_over_unmasked_targets_is_refused_wherever_the_masks_are():
+    inputs, targets = randn(64, 5), labels(64, 3)
+    targets[40:44] = -100  # in the third of four batches
+    batches = [(inputs[i : i + 16], targets[i : i + 16]) for i in range(0, 64, 16)]
+    module = nn.Linear(5, 3).double()
+    for data in (batches, DataLoader(TensorDataset(inputs[36:48], targets[36:48]), batch_size=1)):
+        with pytest.raises(UnsupportedModelError, match="add up"):
+            Objective.from_module(module, nn.CrossEntropyLoss(), data)

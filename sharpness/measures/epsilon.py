@@ -59,7 +59,7 @@ def epsilon_sharpness(
     Cost: about ``restarts * (2 * iterations + 3)`` evaluations of f with gradient; n·p numbers of memory for A.
 
     Raises:
-        ShapeError: an argument out of range.
+        ShapeError: an argument out of range, or f(x) <= -1.
         NonFiniteError: f is NaN or infinite at x or inside the box.
         UnsupportedModelError: the batch-norm policy has values only.
 
@@ -76,6 +76,8 @@ def epsilon_sharpness(
     box = _Box.around(objective, objective.point(place), epsilon, subspace, seed)
     search = _Search(objective, box, progress)
     centre, slope = search(np.zeros(box.size))
+    if not 1.0 + centre > 0.0:
+        raise ShapeError(f"expected a loss above -1 at the point, since φ divides by 1 + f; got {centre:.6g}")
     bounds = box.half_width
     starts = [np.zeros(box.size)] + [bounds * _uniform(box.size, seed, r) for r in range(1, restarts)]
     paper = [_lbfgsb(search, start, bounds, iterations) for start in starts]
@@ -123,10 +125,7 @@ class _Box:
         if subspace is not None:
             key, device = ("subspace",), objective.device
             basis = normal(objective.size, subspace, key=key, seed=seed, dtype=objective.dtype, device=device)
-            # A⁺x by the normal equations: random columns are nearly orthogonal unless p is close to n
-            gram, image = (basis.T @ basis).double(), (basis.T @ theta).double()
-            # "gels": the last bits of the default driver differ from call to call
-            theta = torch.linalg.lstsq(gram.cpu(), image.cpu()[:, None], driver="gels").solution[:, 0]
+            theta = _least_squares(basis, theta)
         return cls(point, epsilon * (theta.double().abs().cpu().numpy() + 1.0), basis)
 
     @property
@@ -144,6 +143,16 @@ class _Box:
         """Aᵀg."""
         reduced = gradient if self.basis is None else self.basis.T @ gradient
         return reduced.double().cpu().numpy()
+
+
+def _least_squares(basis: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+    """A⁺x in float64: by the normal equations, or where random columns are not nearly orthogonal, of A itself."""
+    if 4 * basis.shape[1] > basis.shape[0]:
+        matrix, image = basis.double(), theta.double()
+    else:
+        matrix, image = (basis.T @ basis).double(), (basis.T @ theta).double()
+    # "gels" gives the same bits every time, as LAPACK's other drivers do not
+    return torch.linalg.lstsq(matrix.cpu(), image.cpu()[:, None], driver="gels").solution[:, 0]
 
 
 class _Search:

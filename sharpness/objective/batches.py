@@ -36,10 +36,10 @@ def freeze(data: Any) -> list[Any]:
         )
     with _preserved_state(data):  # one for both readings: random augmentation must differ in the second
         batches = [_plain(batch) for batch in data]
-        again = sum(_fingerprint(_plain(batch)) for batch in data)
+        again = fingerprint(_plain(batch) for batch in data)
     if not batches:
         raise DataError("expected at least one batch of data; got none")
-    if again != sum(map(_fingerprint, batches)):
+    if again != fingerprint(batches):
         raise DataError(
             "expected the same examples each time the data are read; got others the second time. Turn off random "
             "augmentation (and drop_last together with shuffle) in the loader given to the analysis."
@@ -50,6 +50,21 @@ def freeze(data: Any) -> list[Any]:
 def chunked(batches: list[Any], size: int) -> list[Any]:
     """The batches cut to at most ``size`` examples each, as views."""
     return [piece for batch in batches for piece in _cut(batch, size)]
+
+
+def joined(batches: list[Any]) -> Any:
+    """Batches of plain tensors as one batch; None where their shapes do not allow it."""
+    if not all(isinstance(batch, tuple) and all(isinstance(t, torch.Tensor) for t in batch) for batch in batches):
+        return None
+    try:
+        return tuple(torch.cat(column) for column in zip(*batches, strict=True))
+    except (RuntimeError, ValueError):
+        return None
+
+
+def fingerprint(batches: Iterable[Any]) -> int:
+    """A number that depends on which examples the batches hold but not on their order."""
+    return sum(map(_fingerprint, batches))
 
 
 def tree_map(function: Callable[[torch.Tensor], torch.Tensor], batch: Any) -> Any:
@@ -109,7 +124,6 @@ def _check_lengths(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def _fingerprint(batch: Any) -> int:
-    """A number that depends on which examples a batch holds but not on their order."""
     columns = [t.detach().cpu().contiguous() for t in _tensors(batch)]
     total = 0
     for row in range(length(batch)):

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """Attention by its twice differentiable path and, on CUDA, no TF32 and deterministic kernels; then as before."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """No autocast, attention twice differentiable and, on CUDA, no TF32 and deterministic cuDNN; then as before."""
+    with sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
             return
@@ -41,3 +41,8 @@ def saved_bytes(run: Callable[[], Any], exclude: Sequence[torch.Tensor] = ()) ->
         kept = run()  # alive until counted, so that no storage is reused
     del kept
     return sum(seen.values())
+
+
+def device_name(device: torch.device) -> str:
+    """The device as records carry it: a GPU with its model."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from sharpness.errors import (
     ShapeError,
     UnsupportedModelError,
 )
-from sharpness.objective.batches import chunked, freeze, tree_map
-from sharpness.objective.execution import exact_arithmetic, saved_bytes
+from sharpness.objective.batches import chunked, fingerprint, freeze, joined, tree_map
+from sharpness.objective.execution import device_name, exact_arithmetic, saved_bytes
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
 from sharpness.params import ParamSpace, Point, as_point
@@ -25,6 +26,7 @@ from sharpness.random import preserved_random_state
 
 ACTIVATION_BYTES = {"cpu": 2**28, "cuda": 2**32}  # what one chunk's saved activations may take by default
 SPLIT_EXAMPLES = 16  # how many the check of a loss splits at least; a batch of one cannot be split
+SPLIT_BATCHES = 8  # how many batches it splits, from all over the data
 BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
 
 
@@ -94,7 +96,8 @@ class Objective:
             loss: ``loss(output, target)`` returning per-example losses of any shape, a pair ``(sum, weight)``, or a
                 scalar, taken as a mean over the batch and verified by splitting one; or ``"model"`` for models that
                 return an output with ``.loss`` when called with a dictionary batch.
-            data: ``(inputs, targets)`` tensors, a Dataset, a DataLoader, or any re-iterable of batches. Held in memory.
+            data: ``(inputs, targets)`` tensors, a Dataset, a DataLoader, or any re-iterable of batches. Held in memory;
+                tensors are not copied, so do not change them in place.
             weight: total weight of a batch, where it is not its number of losses (masked tokens, class weights).
             l2: adds ½·l2·‖θ‖² to f.
             chunk_size: most examples processed at once; default: as many as save 256 MiB of activations (4 GiB on a
@@ -181,6 +184,11 @@ class Objective:
         """The number of examples in each chunk."""
         return tuple(length(chunk) for chunk in self._chunks)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A number, as text, that depends on the examples but not on their order. Reads all data once."""
+        return f"{fingerprint(self._source):x}"
+
     @property
     def has_batchnorm(self) -> bool:
         """Whether the model has batch-norm layers, so that ``batchnorm`` matters."""
@@ -192,11 +200,12 @@ class Objective:
         return {
             "parameters": self.size,
             "examples": self.examples,
-            "chunk_size": self.chunk_size,
+            "chunk_size": max(self.partition),
+            "last_chunk": self.partition[-1],
             "chunks": len(self._chunks),
             "batchnorm": self.batchnorm if self.has_batchnorm else "none",
             "l2": self.l2,
-            "device": str(self.device),
+            "device": device_name(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
         }
@@ -283,7 +292,7 @@ class Objective:
         """The point with batch-norm statistics re-estimated over this objective's data.
 
         One forward pass in which every chunk is normalised by its own statistics; their means and variances are then
-        pooled exactly.
+        pooled exactly. Behind the first such layer they depend a little on the chunks, which are recorded.
         """
         point = self.point(place)
         if not self.has_batchnorm:
@@ -347,13 +356,9 @@ class Objective:
     def _verify(self) -> None:
         """At the model's own weights: one finite answer, twice the same, and the parts of a batch add up to it."""
         sample = chunked(self._batches, max(self.chunk_size, SPLIT_EXAMPLES))[0]
-        couples = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
-        parts = [] if couples else chunked([sample], math.ceil(length(sample) / 3))
         model = self._snapshot.bound({}, None)
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
             first, second = (float(self._loss(model, sample).total) for _ in range(2))
-            shares = (self._loss(model, part) for part in parts)
-            again = math.fsum(float(share.total) for share in shares if float(share.weight))  # none where all is masked
         rounding = 1e-6 if self.dtype == torch.float32 else 1e-12
         if not math.isfinite(first):
             raise NonFiniteError(
@@ -366,9 +371,24 @@ class Objective:
                 f"expected one answer for the same weights and data; two evaluations gave {first:.9g} and "
                 f"{second:.9g}. Dropout and batch norm are already off; turn off what else is random in the model."
             )
-        if parts and not abs(first - again) <= 10 * rounding * max(abs(first), 1e-6 * length(sample)):  # also for NaN
+        if any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values()):
+            return  # examples are coupled through their batch: there is nothing to add up
+        step = math.ceil(len(self._chunks) / SPLIT_BATCHES)
+        if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
+            sample = joined(self._batches[:SPLIT_EXAMPLES]) or sample
+        for batch in [sample, *(chunked([batch], 16 * SPLIT_EXAMPLES)[0] for batch in self._chunks[::step])]:
+            self._verify_split(model, batch, rounding)
+
+    def _verify_split(self, model: Callable[..., Any], batch: Any, rounding: float) -> None:
+        """The parts of a batch add up to it."""
+        parts = chunked([batch], math.ceil(length(batch) / 3))
+        with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
+            whole = float(self._loss(model, batch).total)
+            shares = (self._loss(model, part) for part in parts)
+            again = math.fsum(float(share.total) for share in shares if float(share.weight))  # none where all is masked
+        if not abs(whole - again) <= 10 * rounding * max(abs(whole), 1e-6 * length(batch)):  # also for NaN
             raise UnsupportedModelError(
-                f"expected a loss whose batches add up; a batch gives {first:.9g}, its parts {again:.9g}. A scalar "
+                f"expected a loss whose batches add up; a batch gives {whole:.9g}, its parts {again:.9g}. A scalar "
                 "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
                 "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
             )

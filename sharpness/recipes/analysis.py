@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sharpness import store
 from sharpness.errors import DataError, NotConvergedError, ShapeError
 from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Objective, Problem
@@ -137,23 +138,29 @@ def analyse(
     if plan.density_probes:
         stored(folder / "density.h5", lambda: _density(objective, place, plan, seed, report, title))
 
-    def measure() -> Mapping[str, EpsilonSharpness]:
-        every = {}
-        for case in cases(plan, objective):
-            every[case.name] = epsilon_sharpness(
-                objective.replace(batchnorm=case.policy),
-                place,
-                case.epsilon,
-                min(plan.subspace, objective.size) if case.space == "subspace" else None,
-                plan.iterations,
-                seed=seed,
-                restarts=plan.restarts,
-                progress=report(f"{title}ε-sharpness {case.name}"),
-            )
-        return every
+    file, every = folder / "sharpness.h5", list(cases(plan, objective))
+    done = store.load_all(file) if file.exists() else {}
+    for case in every:
+        if case.name not in done:
+            progress = report(f"{title}ε-sharpness {case.name}")
+            done[case.name] = _sharpness(objective, place, plan, case, seed, progress)
+            store.save(done, file)
+    return Analysis(pairs["eigenpairs"], {case: done[case.name] for case in every})
 
-    measured = stored(folder / "sharpness.h5", measure)
-    return Analysis(pairs["eigenpairs"], {case: measured[case.name] for case in cases(plan, objective)})
+
+def _sharpness(
+    objective: Objective, place: Any, plan: AnalysisPlan, case: Case, seed: int, progress: Progress
+) -> EpsilonSharpness:
+    return epsilon_sharpness(
+        objective.replace(batchnorm=case.policy),
+        place,
+        case.epsilon,
+        min(plan.subspace, objective.size) if case.space == "subspace" else None,
+        plan.iterations,
+        seed=seed,
+        restarts=plan.restarts,
+        progress=progress,
+    )
 
 
 def _eigenpairs(

@@ -110,12 +110,14 @@ def analyse_checkpoints(
     """
     opened = {name: open_checkpoint(path, problem, data_dir) for name, path in folder_names(checkpoints).items()}
     thetas = {name: point.sha256 for name, (_, point) in opened.items()}
+    every = {name: made.objectives(device=device, dtype=dtype)[0] for name, (made, _) in opened.items()}
+    data = {split: objective.fingerprint for split, objective in next(iter(every.values())).items()}
     settings = {"plan": dataclasses.asdict(plan), "problem": _identity(problem), "seed": seed}
-    claim(out, {"command": "analyze", "theta": thetas, **settings, "device": device, "dtype": str(dtype)})
+    place = {"device": device, "dtype": str(dtype)}
+    claim(out, {"command": "analyze", "theta": thetas, "data": data, **settings, **place})
     results = {}
     for name, (made, point) in opened.items():
-        whole, _ = made.objectives(device=device, dtype=dtype)
-        part = whole
+        part = whole = every[name]
         if plan.examples:
             part, _ = measured_on(made, plan.examples).objectives(device=device, dtype=dtype)
         title = f"{name}: "
@@ -161,11 +163,13 @@ def landscape(
     opened = [open_checkpoint(path, problem, data_dir) for path in checkpoints]
     ends = [point for _, point in opened]
     axis = np.linspace(*extent, points)
+    objectives, _ = measured_on(opened[0][0], examples).objectives(device=device, dtype=dtype)
     claim(
         out,
         {
             "command": "landscape",
             "theta": [point.sha256 for point in ends],
+            "data": {split: objective.fingerprint for split, objective in objectives.items()},
             "problem": _identity(problem),
             "extent": list(extent),
             "points": points,
@@ -175,7 +179,6 @@ def landscape(
             "dtype": str(dtype),
         },
     )
-    objectives, _ = measured_on(opened[0][0], examples).objectives(device=device, dtype=dtype)
     names = list(folder_names(checkpoints))
     if len(ends) == 2:
         return resumed_line(objectives, Line(*ends), axis, out / "line.h5", names, report("line"))

@@ -39,8 +39,9 @@ RECIPES = {
             SmallLarge(
                 data="digits",
                 model="digits-mlp",
-                sb=TrainingPlan(batch_size=16, epochs=60, patience=20),
-                lb=TrainingPlan(batch_size=0.1, epochs=150, patience=20),
+                # to rate 0: at a constant one the last SB iterate is a point of the noise around a minimum, ‖g‖ ≈ 0.1
+                sb=TrainingPlan(batch_size=16, epochs=60, schedule="cosine", patience=20),
+                lb=TrainingPlan(batch_size=0.1, epochs=150, schedule="cosine", patience=20),
                 line_points=49,
                 plane_points=21,
                 threads=1,

@@ -298,6 +298,8 @@ def _comparison(
         conditions={
             "training": objectives["train"].conditions,
             "batchnorm": "eval" if objectives["train"].has_batchnorm else "none",
+            "analysis": dataclasses.asdict(parameters.analysis),
+            "probe_passed": all(found.eigenpairs.probe_passed for found in measured.values()),
             "measured_on": f"{min(parameters.analysis.examples or every_example, every_example)} training examples",
         },
     )

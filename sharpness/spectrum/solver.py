@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -42,7 +44,7 @@ def eigenpairs(
         tolerance: relative to the largest |λ| found.
         seed: of the start and probe vectors, drawn on the CPU: the same on every device.
         max_vectors: most basis vectors held, n entries each; default 2k + 30.
-        max_products: budget; default 200 + 40 k.
+        max_products: budget, which the last probe and the audit may exceed; default 200 + 40 k.
         progress: called with the products used.
 
     Returns:
@@ -79,10 +81,10 @@ def eigenpairs(
     enough = solver.solve(0.9 * tolerance)
     pairs = solver.audit(operator, which, tolerance, seed)
     if enough and not pairs.converged.all():  # rounding or deflation has spoilt a residual: once more, warm and tighter
-        solver.begin_again(KrylovBasis(operator, capacity, seed, start=pairs.vectors.sum(1)))
+        solver.begin_again(lambda: KrylovBasis(operator, capacity, seed, start=pairs.vectors.sum(1)))
         enough = solver.solve(0.1 * tolerance)
         pairs = solver.audit(operator, which, tolerance, seed)
-    if len(pairs.converged) < wanted or not pairs.converged.all():
+    if not enough or not pairs.converged.all():
         raise NotConvergedError(_advice(pairs, wanted, enough), partial=pairs)
     return pairs
 
@@ -99,9 +101,10 @@ class _Solver:
     def products(self) -> int:
         return self.basis.products + self.other_products
 
-    def begin_again(self, basis: KrylovBasis) -> None:
+    def begin_again(self, make: Callable[[], KrylovBasis]) -> None:
         self.other_products += self.basis.products
-        self.basis = basis
+        del self.basis  # never two of them in memory
+        self.basis = make()
 
     def solve(self, tolerance: float) -> bool:
         """Converge and probe in turn; False when the budget ran out."""

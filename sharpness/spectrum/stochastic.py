@@ -56,7 +56,7 @@ def spectral_density(
         True
     """
     n = operator.shape[0]
-    _check(probes, steps)
+    _check(probes, steps, width)
     steps = min(steps, n)
     nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
     for probe in range(probes):
@@ -68,7 +68,7 @@ def spectral_density(
         nodes[probe], coefficients, _ = basis.ritz()
         weights[probe] = coefficients[0] ** 2
     span = float(np.ptp(nodes)) or max(1.0, float(np.abs(nodes).max()))
-    sigma = width or WIDTH * span
+    sigma = WIDTH * span if width is None else width
     grid = np.linspace(nodes.min() - 5 * sigma, nodes.max() + 5 * sigma, GRID_POINTS)
     curves = np.array([_smoothed(grid, t, w, sigma) for t, w in zip(nodes, weights, strict=True)])
     error = curves.std(axis=0, ddof=1) / np.sqrt(probes) if probes > 1 else np.full(GRID_POINTS, np.nan)
@@ -127,6 +127,8 @@ def _smoothed(grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, sigma: f
     return bells @ weights
 
 
-def _check(probes: int, steps: int) -> None:
+def _check(probes: int, steps: int, width: float | None) -> None:
+    if width is not None and not width > 0:
+        raise ShapeError(f"expected width > 0; got {width}")
     if probes < 1 or steps < 1:
         raise ShapeError(f"expected probes >= 1 and steps >= 1; got {probes} and {steps}")
