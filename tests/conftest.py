@@ -40,7 +40,7 @@ def mnist_folder(real_data: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_folder(real_data: Path) -> Iterator[Path]:
-    """A folder from which ``load_cifar10`` reads the real CIFAR-10, unpacked for this session where it is packed."""
+    """A folder from which ``load_cifar10`` reads the real CIFAR-10, unpacked while the tests run where it is packed."""
     if any((real_data / place / cifar.TEST).exists() for place in cifar.PLACES):
         yield real_data
         return
