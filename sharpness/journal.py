@@ -76,7 +76,7 @@ class HDF5Journal(Journal):
     """
 
     def __init__(self, path: Path, group: str) -> None:
-        self._path, self._name = path, group
+        self._name = group
         self._file = h5py.File(path, "r+")
 
     @property

@@ -103,19 +103,8 @@ def line_template(
     objectives: Mapping[str, Objective], line: Line, alphas: np.ndarray, *, batchnorm: str | None = None
 ) -> LineLosses:
     """The record that ``evaluate_line`` will return, every row pending; a file in progress begins as this."""
-    names, empty = np.array(list(objectives)), (len(objectives), len(alphas))
-    policy = _policy(objectives, batchnorm)
-    return LineLosses(
-        split=names,
-        alpha=np.asarray(alphas, float),
-        loss=np.full(empty, np.nan),
-        accuracy=np.full(empty, np.nan),
-        status=np.zeros(len(alphas), np.uint8),
-        batchnorm=policy,
-        start=line.a.sha256,
-        end=line.b.sha256,
-        conditions=_conditions(objectives, policy),
-    )
+    grid = np.asarray(alphas, float)
+    return LineLosses(alpha=grid, start=line.a.sha256, end=line.b.sha256, **_pending(objectives, batchnorm, len(grid)))
 
 
 def plane_template(
@@ -127,21 +116,28 @@ def plane_template(
     batchnorm: str | None = None,
 ) -> PlaneLosses:
     """The record that ``evaluate_plane`` will return, every row pending."""
-    names, empty = np.array(list(objectives)), (len(objectives), len(alphas), len(betas))
-    policy = _policy(objectives, batchnorm)
+    across, along = np.asarray(alphas, float), np.asarray(betas, float)
     return PlaneLosses(
-        split=names,
-        alpha=np.asarray(alphas, float),
-        beta=np.asarray(betas, float),
-        loss=np.full(empty, np.nan),
-        accuracy=np.full(empty, np.nan),
-        status=np.zeros(len(betas), np.uint8),
-        batchnorm=policy,
+        alpha=across,
+        beta=along,
         origin=plane.origin.sha256,
         first=sha256(plane.first),
         second=sha256(plane.second),
-        conditions=_conditions(objectives, policy),
+        **_pending(objectives, batchnorm, len(across), len(along)),
     )
+
+
+def _pending(objectives: Mapping[str, Objective], batchnorm: str | None, *sizes: int) -> dict[str, Any]:
+    """What every template holds: no value yet, and the conditions of the objectives as they are evaluated."""
+    policy = _policy(objectives, batchnorm)
+    return {
+        "split": np.array(list(objectives)),
+        "loss": np.full((len(objectives), *sizes), np.nan),
+        "accuracy": np.full((len(objectives), *sizes), np.nan),
+        "status": np.zeros(sizes[-1], np.uint8),
+        "batchnorm": policy,
+        "conditions": {name: objective.conditions for name, objective in _fitting(objectives, policy).items()},
+    }
 
 
 class _Evaluator:
@@ -163,10 +159,6 @@ def _fitting(objectives: Mapping[str, Objective], policy: str) -> dict[str, Obje
     """The objectives under the policy that is evaluated; "recompute" brings its statistics with the point."""
     inner = "batch" if policy == "batch" else "eval"
     return {name: o if o.batchnorm == inner else o.replace(batchnorm=inner) for name, o in objectives.items()}
-
-
-def _conditions(objectives: Mapping[str, Objective], policy: str) -> dict[str, Any]:
-    return {name: objective.conditions for name, objective in _fitting(objectives, policy).items()}
 
 
 def _policy(objectives: Mapping[str, Objective], batchnorm: str | None) -> str:
