@@ -1,114 +1,19 @@
-"""Symmetric matrices known by their products with vectors."""
+"""The Hessian of an objective, linearised once and applied to vectors."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch.autograd.function import once_differentiable
 
-from sharpness.errors import NonFiniteError, ShapeError, UnsupportedModelError
+from sharpness.errors import NonFiniteError, UnsupportedModelError
 from sharpness.objective import Objective, exact_arithmetic
+from sharpness.operators.base import SymmetricOperator
 from sharpness.params import Point
 
 RETAIN_FRACTION = 0.5  # of the memory that is free when the operator is made
-
-
-class SymmetricOperator(ABC):
-    """A symmetric n × n matrix A: ``A @ v`` for v of shape (n,) or (n, b). Solvers know only this."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(n, n)."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """The dtype of products."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where products are computed."""
-
-    @property
-    @abstractmethod
-    def conditions(self) -> dict[str, Any]:
-        """What the matrix is and under which choices it holds, for records."""
-
-    @abstractmethod
-    def _product(self, vectors: torch.Tensor) -> torch.Tensor:
-        """A V for V of shape (n, b), on this device, in this dtype."""
-
-    @final
-    def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
-        n = self.shape[0]
-        if not isinstance(vectors, torch.Tensor) or vectors.ndim not in (1, 2) or vectors.shape[0] != n:
-            got = tuple(vectors.shape) if hasattr(vectors, "shape") else type(vectors).__name__
-            raise ShapeError(f"expected a torch vector of shape ({n},) or block of shape ({n}, b); got {got}")
-        columns = vectors if vectors.ndim == 2 else vectors[:, None]
-        return self._product(columns.to(device=self.device, dtype=self.dtype)).reshape(vectors.shape)
-
-    @final
-    def to_scipy(self) -> LinearOperator:
-        """The same matrix as a ``scipy.sparse.linalg.LinearOperator`` on NumPy arrays."""
-
-        def product(vectors: np.ndarray) -> np.ndarray:
-            return (self @ torch.as_tensor(np.array(vectors, order="C"))).cpu().numpy()
-
-        dtype = np.float64 if self.dtype == torch.float64 else np.float32
-        return LinearOperator(self.shape, matvec=product, rmatvec=product, matmat=product, dtype=dtype)
-
-
-@final
-class Dense(SymmetricOperator):
-    """A matrix given entry by entry.
-
-    >>> Dense(torch.tensor([[2.0, 1.0], [1.0, 0.0]])) @ torch.tensor([1.0, 1.0])
-    tensor([3., 1.])
-
-    Raises:
-        ShapeError: the matrix is not square or not symmetric to rounding.
-        NonFiniteError: it has NaN or infinite entries.
-    """
-
-    def __init__(self, matrix: torch.Tensor | np.ndarray) -> None:
-        matrix = torch.as_tensor(matrix)
-        matrix = matrix if matrix.is_floating_point() else matrix.double()
-        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-            raise ShapeError(f"expected a square matrix; got shape {tuple(matrix.shape)}")
-        if not bool(matrix.isfinite().all()):
-            raise NonFiniteError("expected a finite matrix; got NaN or infinite entries")
-        asymmetry, largest = (float(m.abs().max()) if m.numel() else 0.0 for m in (matrix - matrix.T, matrix))
-        if asymmetry > 1e3 * torch.finfo(matrix.dtype).eps * largest:
-            raise ShapeError(
-                f"expected a symmetric matrix; got entries that differ from their mirror by {asymmetry:.3g}"
-            )
-        self._matrix = matrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return (self._matrix.shape[0], self._matrix.shape[0])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._matrix.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._matrix.device
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        return {"operator": "dense", "n": self.shape[0]}
-
-    def _product(self, vectors: torch.Tensor) -> torch.Tensor:
-        return self._matrix @ vectors
 
 
 @final
