@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from sharpness.errors import ShapeError
-from sharpness.objective import Objective
+from sharpness.objective import Objective, seconds_of
 from sharpness.operators import Hessian
 from sharpness.progress import Progress, silent
 from sharpness.random import normal
 from sharpness.records import ProductCost
-
-Result = TypeVar("Result")
 
 
 def product_cost(
@@ -48,12 +43,12 @@ def product_cost(
         raise ShapeError(f"expected repeats >= 1; got {repeats}")
     vector = normal(objective.size, key=("bench",), seed=seed, dtype=objective.dtype, device=objective.device)
     objective.gradient(theta)  # untimed: threads and caches warm up
-    setup, hessian = _timed(lambda: Hessian(objective, theta), objective.device)
+    setup, hessian = seconds_of(lambda: Hessian(objective, theta), objective.device)
     product = hessian @ vector
     gradient_seconds, product_seconds = np.empty(repeats), np.empty(repeats)
     for repeat in range(repeats):
-        gradient_seconds[repeat], _ = _timed(partial(objective.gradient, theta), objective.device)
-        product_seconds[repeat], _ = _timed(partial(hessian.__matmul__, vector), objective.device)
+        gradient_seconds[repeat], _ = seconds_of(partial(objective.gradient, theta), objective.device)
+        product_seconds[repeat], _ = seconds_of(partial(hessian.__matmul__, vector), objective.device)
         progress(repeat + 1, repeats, f"{product_seconds[repeat] / gradient_seconds[repeat]:.2f} G")
     exact = Hessian(objective.replace(dtype=torch.float64), theta) @ vector.double()
     return ProductCost(
@@ -68,16 +63,3 @@ def product_cost(
         examples=objective.examples,
         conditions=hessian.conditions,
     )
-
-
-def _timed(run: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
-    _synchronise(device)
-    begin = time.perf_counter()
-    result = run()
-    _synchronise(device)
-    return time.perf_counter() - begin, result
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -18,8 +18,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sharpness import Dense, Hessian, Minimizer, Objective, cross_entropy, operators
+from sharpness import Dense, Hessian, Minimizer, Objective, cross_entropy
 from sharpness.errors import NonFiniteError, ShapeError, UnsupportedModelError
+from sharpness.objective import execution, free_bytes
 from sharpness.random import normal
 
 # Two exact formulas for one product in float64: some hundred roundings of 1.1e-16 along the way.
@@ -201,8 +202,8 @@ def test_products_without_memory_are_the_same_bits(case):
     operator, matrix, objective, theta = case
     rebuilt = Hessian(objective, theta, memory=0)
     vectors = randn(len(matrix), 3, key="v")
-    assert rebuilt.conditions["retained_chunks"] == rebuilt.retained_bytes == 0
-    assert operator.conditions["retained_chunks"] == operator.conditions["chunks"]
+    assert rebuilt.conditions["execution"]["retained_chunks"] == rebuilt.retained_bytes == 0
+    assert operator.conditions["execution"]["retained_chunks"] == operator.conditions["chunks"]
     assert torch.equal(rebuilt @ vectors, operator @ vectors)
 
 
@@ -383,16 +384,24 @@ def test_what_is_no_tensor_is_refused(hessian, vector):
 def test_retained_memory_stops_where_it_is_told_and_the_bits_stay(hessian, objective, theta):
     one_chunk = hessian.retained_bytes * 16 // 40
     partly = Hessian(objective, theta, memory=one_chunk)
-    assert partly.conditions["retained_chunks"] == 1
+    assert partly.conditions["execution"]["retained_chunks"] == 1
     assert partly.retained_bytes == one_chunk
     v = randn(hessian.shape[0], key="v")
     assert torch.equal(partly @ v, hessian @ v)
 
 
 def test_free_memory_is_a_positive_number_of_bytes_also_without_proc(monkeypatch):
-    assert operators._free_bytes(torch.device("cpu")) > 0
-    monkeypatch.setattr(operators.Path, "read_text", lambda self: "")
-    assert operators._free_bytes(torch.device("cpu")) == 2**31
+    assert free_bytes(torch.device("cpu")) > 0
+    monkeypatch.setattr(execution.Path, "read_text", lambda self: "")
+    assert free_bytes(torch.device("cpu")) == 2**31
+
+
+def test_free_memory_is_what_a_container_leaves(monkeypatch):
+    files = {"/proc/meminfo": "MemAvailable: 1000 kB", "memory.max": "500000", "memory.current": "200000"}
+    monkeypatch.setattr(execution.Path, "read_text", lambda self: files.get(str(self), files.get(self.name)))
+    assert free_bytes(torch.device("cpu")) == 300_000
+    files["memory.max"] = "max"
+    assert free_bytes(torch.device("cpu")) == 1_024_000
 
 
 @pytest.mark.parametrize("memory", [None, 0])
@@ -409,7 +418,10 @@ def test_the_operator_does_not_follow_what_happens_to_theta_or_the_model(memory)
 
 
 def test_the_conditions_name_the_objective_and_the_place(hessian, objective, theta):
-    assert objective.conditions.items() <= hessian.conditions.items()
+    own, of_objective = dict(hessian.conditions), dict(objective.conditions)
+    execution, kernels = own.pop("execution"), of_objective.pop("execution")
+    assert of_objective.items() <= own.items()
+    assert kernels.items() <= execution.items()
     assert hessian.conditions["operator"] == "hessian"
     assert hessian.conditions["theta_sha256"] == Minimizer.of(mlp()).point.sha256
     assert Hessian(objective, 2 * theta).conditions["theta_sha256"] != Minimizer.of(mlp()).point.sha256

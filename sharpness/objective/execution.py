@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+Result = TypeVar("Result")
+
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
-    """No autocast, attention twice differentiable and, on CUDA, no TF32 and deterministic cuDNN; then as before."""
+    """No autocast, full float32, attention twice differentiable and, on CUDA, deterministic cuDNN; then as before."""
     with sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, enabled=False):
-        if device.type != "cuda":
-            yield
-            return
         precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("highest")  # no TF32 on GPUs, no bfloat16 on CPUs that have it
         try:
+            if device.type != "cuda":
+                yield
+                return
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
                 yield
         finally:
@@ -46,3 +50,40 @@ def saved_bytes(run: Callable[[], Any], exclude: Sequence[torch.Tensor] = ()) ->
 def device_name(device: torch.device) -> str:
     """The device as records carry it: a GPU with its model."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def seconds_of(run: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """How long ``run()`` takes on ``device``, and its result."""
+    _synchronise(device)
+    begin = time.perf_counter()
+    result = run()
+    _synchronise(device)
+    return time.perf_counter() - begin, result
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free for the taking on ``device`` now, within what a container allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = 2**31  # systems without /proc: be modest
+    return min([free, *_container_bytes()])
+
+
+def _container_bytes() -> Iterator[int]:
+    """What the control group of this process, if it has one, leaves free."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return
+    if limit.isdigit():
+        yield max(0, int(limit) - int(used))

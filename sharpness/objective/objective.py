@@ -19,14 +19,16 @@ from sharpness.errors import (
 )
 from sharpness.objective.batches import chunked, fingerprint, freeze, joined, tree_map
 from sharpness.objective.execution import device_name, exact_arithmetic, saved_bytes
+from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
 from sharpness.params import ParamSpace, Point, as_point
 from sharpness.random import preserved_random_state
 
-ACTIVATION_BYTES = {"cpu": 2**28, "cuda": 2**32}  # what one chunk's saved activations may take by default
+ACTIVATION_BYTES = {"cpu": 2**27, "cuda": 2**32}  # what one chunk's saved activations may take by default
 SPLIT_EXAMPLES = 16  # how many the check of a loss splits at least; a batch of one cannot be split
 SPLIT_BATCHES = 8  # how many batches it splits, from all over the data
+FEW_EXAMPLES = 8  # on which memory and kernels are measured and checked
 BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
 
 
@@ -61,15 +63,20 @@ class Objective:
         device: torch.device,
         dtype: torch.dtype,
         batchnorm: str,
+        kernels: str = "auto",
     ) -> None:
         self._module, self._loss, self._source = module, loss, batches
         self.space, self.l2, self.device, self.dtype, self.batchnorm = space, l2, device, dtype, batchnorm
+        self._requested_kernels = kernels
+        self.kernels = best_kernels(device, dtype) if kernels == "auto" else kernels
+        if self.kernels not in KERNELS:
+            raise ShapeError(f"expected kernels to be auto or one of {', '.join(KERNELS)}; got {kernels!r}")
         self._snapshot = Snapshot(module, device, dtype)
         self._snapshot.check_policy(batchnorm)
         self._requested_chunk_size = chunk_size
         self._batches = [tree_map(self._place, batch) for batch in batches]
         self.chunk_size = chunk_size or self._default_chunk_size()
-        self._chunks = chunked(self._batches, self.chunk_size)
+        self.chunks = chunked(self._batches, self.chunk_size)
         self._verify()
 
     @classmethod
@@ -100,7 +107,7 @@ class Objective:
                 tensors are not copied, so do not change them in place.
             weight: total weight of a batch, where it is not its number of losses (masked tokens, class weights).
             l2: adds ½·l2·‖θ‖² to f.
-            chunk_size: most examples processed at once; default: as many as save 256 MiB of activations (4 GiB on a
+            chunk_size: most examples processed at once; default: as many as save 128 MiB of activations (4 GiB on a
                 GPU), or 5,000 with ``batchnorm="batch"``, where the chunks are part of f.
             device: default: where the module is.
             dtype: float32 or float64; default: the module's, half precision raised to float32.
@@ -152,9 +159,19 @@ class Objective:
         return objective, theta
 
     def replace(
-        self, *, batchnorm: str | None = None, dtype: torch.dtype | None = None, chunk_size: int | None = None
+        self,
+        *,
+        batchnorm: str | None = None,
+        dtype: torch.dtype | None = None,
+        chunk_size: int | None = None,
+        kernels: str | None = None,
     ) -> Objective:
-        """The same objective under another batch-norm policy, in another precision or in other chunks."""
+        """The same objective under another batch-norm policy, in another precision, in other chunks or kernels.
+
+        ``kernels="torch"`` computes every layer by PyTorch's own functions; the default, ``"auto"``, takes forms with
+        the same values and cheaper second derivatives for convolutions and eval-mode batch norm (``"bilinear"``) and,
+        in float32 on CPUs where oneDNN multiplies faster, for linear layers (``"onednn"``).
+        """
         return Objective(
             self._module,
             self._loss,
@@ -165,6 +182,7 @@ class Objective:
             device=self.device,
             dtype=dtype or self.dtype,
             batchnorm=batchnorm or self.batchnorm,
+            kernels=kernels or self._requested_kernels,
         )
 
     # What it is
@@ -182,7 +200,12 @@ class Objective:
     @property
     def partition(self) -> tuple[int, ...]:
         """The number of examples in each chunk."""
-        return tuple(length(chunk) for chunk in self._chunks)
+        return tuple(length(chunk) for chunk in self.chunks)
+
+    @property
+    def few(self) -> Any:
+        """The first few examples as one chunk, to measure and check on."""
+        return chunked(self._batches, FEW_EXAMPLES)[0]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -202,12 +225,13 @@ class Objective:
             "examples": self.examples,
             "chunk_size": max(self.partition),
             "last_chunk": self.partition[-1],
-            "chunks": len(self._chunks),
+            "chunks": len(self.chunks),
             "batchnorm": self.batchnorm if self.has_batchnorm else "none",
             "l2": self.l2,
             "device": device_name(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            "execution": {"kernels": self.kernels},
         }
 
     # What it computes
@@ -232,8 +256,8 @@ class Objective:
         total = weight = 0.0
         hits = counted = 0
         with torch.no_grad():
-            for index, chunk in enumerate(self._chunks):
-                term = self.term(index, self.space.split(point.theta), point.buffers)
+            for chunk in self.chunks:
+                term = self.term(chunk, self.space.split(point.theta), point.buffers)
                 total += float(term.total)
                 weight += float(term.weight)
                 right = correct(term.output, chunk)
@@ -260,21 +284,25 @@ class Objective:
     def gradients(self, point: Point) -> Iterator[tuple[tuple[torch.Tensor, ...], Term]]:
         """For each chunk the gradient of its Σ losses, in the parameters' shapes, and its term."""
         leaves = [part.detach().requires_grad_() for part in self.space.split(point.theta)]
-        for index in range(len(self._chunks)):
-            term = self.term(index, leaves, point.buffers)
+        for chunk in self.chunks:
+            term = self.term(chunk, leaves, point.buffers)
             yield self.differentiate(term.total, leaves), term
 
     def term(
-        self, index: int, parameters: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor] | None = None
+        self,
+        chunk: Any,
+        parameters: Sequence[torch.Tensor],
+        buffers: Mapping[str, torch.Tensor] | None = None,
+        kernels: Kernels | None = None,
     ) -> Term:
-        """Chunk ``index``'s share of f at parameters in their own shapes, with a graph where they require one."""
+        """A chunk's share of f at parameters in their own shapes, with a graph where they require one."""
         named = dict(zip(self.space.names, parameters, strict=True))
         if self.batchnorm == "batch" and self.has_batchnorm:
             model = self._snapshot.bound_to_batch(named, buffers)
         else:
             model = self._snapshot.bound(named, buffers)
-        with exact_arithmetic(self.device):
-            return self._loss(model, self._chunks[index])
+        with exact_arithmetic(self.device), kernels or Kernels(self.kernels):
+            return self._loss(model, chunk)
 
     def differentiate(
         self, total: torch.Tensor, leaves: Sequence[torch.Tensor], *, create_graph: bool = False
@@ -299,10 +327,10 @@ class Objective:
             return point
 
         def run(model: Callable[..., Any]) -> None:
-            for chunk in self._chunks:
+            for chunk in self.chunks:
                 self._loss(model, chunk)
 
-        with exact_arithmetic(self.device):
+        with exact_arithmetic(self.device), Kernels(self.kernels):
             parameters = self.space.unflatten(point.theta)
             return Point(point.theta, self._snapshot.statistics(parameters, point.buffers, run))
 
@@ -318,16 +346,15 @@ class Objective:
 
         Parameters, which all examples share, do not count.
         """
-        probe = chunked(self._batches, 8)[0]
-        leaves = {n: p.detach().requires_grad_() for n, p in self._snapshot.parameters(self.space.names).items()}
-        parameters = list(leaves.values())
+        model = self._snapshot.parameters(self.space.names)
+        leaves = [parameter.detach().requires_grad_() for parameter in model.values()]
 
         def run() -> object:
-            total = self._loss(self._snapshot.bound(leaves, None), probe).total
-            return self.differentiate(total, parameters, create_graph=True) if linearised else total
+            total = self.term(self.few, leaves, None, Kernels(self.kernels, retained=linearised, smallest=0)).total
+            return self.differentiate(total, leaves, create_graph=True) if linearised else total
 
-        with preserved_random_state(), exact_arithmetic(self.device):
-            return saved_bytes(run, parameters) // length(probe)
+        with preserved_random_state():
+            return saved_bytes(run, leaves) // length(self.few)
 
     # How it does it
 
@@ -373,10 +400,10 @@ class Objective:
             )
         if any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values()):
             return  # examples are coupled through their batch: there is nothing to add up
-        step = math.ceil(len(self._chunks) / SPLIT_BATCHES)
+        step = math.ceil(len(self.chunks) / SPLIT_BATCHES)
         if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
             sample = joined(self._batches[:SPLIT_EXAMPLES]) or sample
-        for batch in [sample, *(chunked([batch], 16 * SPLIT_EXAMPLES)[0] for batch in self._chunks[::step])]:
+        for batch in [sample, *(chunked([batch], 16 * SPLIT_EXAMPLES)[0] for batch in self.chunks[::step])]:
             self._verify_split(model, batch, rounding)
 
     def _verify_split(self, model: Callable[..., Any], batch: Any, rounding: float) -> None:

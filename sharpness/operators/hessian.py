@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from sharpness.errors import NonFiniteError, UnsupportedModelError
-from sharpness.objective import Objective, exact_arithmetic
+from sharpness.errors import ShapeError
+from sharpness.objective import Kernels, Objective, free_bytes, seconds_of
 from sharpness.operators.base import SymmetricOperator
+from sharpness.operators.compiled import CompiledGraph, Compiler
+from sharpness.operators.linearised import RetainedGraph
 from sharpness.params import Point
+from sharpness.random import normal
 
+REPLAYS = ("auto", "graph", "compiled")
 RETAIN_FRACTION = 0.5  # of the memory that is free when the operator is made
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}  # between two ways; a wrong formula differs by far more
+EXPECTED_PRODUCTS = 50  # top-10 pairs of a network take about as many
+COMPILED_GAIN, COMPILE_SECONDS = 0.2, 30.0  # usual ones: the share of a product saved, and what compiling takes
 
 
 @final
@@ -25,11 +30,16 @@ class Hessian(SymmetricOperator):
     rebuilt at every product, at about three gradients; the numbers are the same.
 
     Args:
-        objective: f; its batch-norm policy must be ``"eval"`` or ``"batch"``.
+        objective: f; its batch-norm policy must be ``"eval"`` or ``"batch"``. Its kernels are compared with PyTorch's
+            own on a few examples, and PyTorch's taken where they do not agree.
         place: θ of shape (n,), a ``Point`` or a ``Minimizer``.
         memory: bytes that retained graphs may take; default: half of what is free.
+        replay: ``"graph"``, or ``"compiled"``: the derivative is traced and compiled, which takes up to a minute and
+            then saves about a fifth of every product. ``"auto"`` compiles where 50 products would win that time back,
+            and keeps the program where it agrees with the graph and is faster. ``conditions`` say what was taken, why.
 
     Raises:
+        ShapeError: replay is none of these.
         UnsupportedModelError: f cannot be differentiated twice, or only its values exist.
         NonFiniteError: the gradient at this place is NaN or infinite.
 
@@ -40,13 +50,17 @@ class Hessian(SymmetricOperator):
         tensor([0.5000, 1.0000])
     """
 
-    def __init__(self, objective: Objective, place: Any, *, memory: int | None = None) -> None:
+    def __init__(self, objective: Objective, place: Any, *, memory: int | None = None, replay: str = "auto") -> None:
+        if replay not in REPLAYS:
+            raise ShapeError(f"expected replay to be one of {', '.join(REPLAYS)}; got {replay!r}")
         objective.check_differentiable()
-        self._objective = objective
         point = objective.point(place)
         self._point = Point(point.theta.clone(), point.buffers)  # what the caller does to θ later is not our θ
         self._leaves = [part.clone().requires_grad_() for part in objective.space.split(self._point.theta)]
-        self._linearise(_free_bytes(objective.device) * RETAIN_FRACTION if memory is None else memory)
+        self._objective = objective
+        if objective.kernels != "torch" and not self._kernels_agree():
+            self._objective = objective.replace(kernels="torch")
+        self._linearise(free_bytes(objective.device) * RETAIN_FRACTION if memory is None else memory, replay)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,93 +82,86 @@ class Hessian(SymmetricOperator):
 
     @property
     def conditions(self) -> dict[str, Any]:
+        own = self._objective.conditions
         retained = sum(graph is not None for graph in self._graphs)
-        own = {"operator": "hessian", "retained_chunks": retained, "theta_sha256": self._point.sha256}
-        return {**self._objective.conditions, **own}
+        execution = {**own["execution"], "replay": self._replay, "why": self._why, "retained_chunks": retained}
+        return {**own, "operator": "hessian", "theta_sha256": self._point.sha256, "execution": execution}
 
-    def _linearise(self, memory: float) -> None:
-        self._bytes_per_example = self._objective.saved_bytes_per_example(linearised=True)
-        self._graphs: list[tuple[torch.Tensor, ...] | None] = []
+    def _kernels_agree(self) -> bool:
+        """Whether the objective's kernels and PyTorch's give the same product on a few examples."""
+        f = self._objective
+        ours, reference = (
+            RetainedGraph(f, f.few, self._leaves, self._point.buffers, Kernels(name, retained=True, smallest=0))
+            for name in (f.kernels, "torch")
+        )
+        return self._agree(ours, reference)
+
+    def _agree(self, ours: RetainedGraph | CompiledGraph, reference: RetainedGraph) -> bool:
+        """Whether two ways give the same products; two of them, since the first may spoil what is kept."""
+        for draw in range(2):
+            vector = normal(self.shape[0], key=("agreement", draw), seed=0, dtype=self.dtype, device=self.device)
+            direction = self._objective.space.split(vector)
+            expected = reference.product(direction)
+            if not bool((ours.product(direction) - expected).norm() <= AGREEMENT[self.dtype] * expected.norm()):
+                return False
+        return True
+
+    def _linearise(self, memory: float, replay: str) -> None:
+        f = self._objective
+        self._bytes_per_example = f.saved_bytes_per_example(linearised=True)
+        seconds, first = seconds_of(lambda: self._graph(f.chunks[0]), self.device)
+        first.check()
+        compiler, self._why = self._choose(first, seconds * f.examples / f.partition[0], replay)
+        self._replay = "graph" if compiler is None else "compiled"
+        self._graphs: list[RetainedGraph | CompiledGraph | None] = []
         self._weight = 0.0
         used = 0
-        for index, size in enumerate(self._objective.partition):
-            parts, weight = self._gradient(index)
-            if not all(bool(part.isfinite().all()) for part in parts):
-                raise NonFiniteError(
-                    "expected a finite gradient to linearise; got NaN or infinite entries. Check the weights (did "
-                    "training diverge?) and the scale of the inputs."
-                )
+        for index, (chunk, size) in enumerate(zip(f.chunks, f.partition, strict=True)):
             used += self._bytes_per_example * size
-            self._weight += weight
-            self._graphs.append(parts if used <= memory else None)
+            graph: RetainedGraph | CompiledGraph
+            if compiler is not None and used <= memory and compiler.fits(chunk):
+                graph = compiler.linearise(chunk)
+            else:
+                graph = self._graph(chunk) if index else first
+                graph.check()
+            self._weight += graph.weight
+            self._graphs.append(graph if used <= memory else None)
 
-    def _gradient(self, index: int) -> tuple[tuple[torch.Tensor, ...], float]:
-        term = self._objective.term(index, self._leaves, self._point.buffers)
-        parts = self._objective.differentiate(term.total, self._leaves, create_graph=True)
-        if not self._graphs:  # the first chunk, while the operator is made
-            _check_differentiable_twice(term.total)
-        return parts, float(term.weight)
+    def _graph(self, chunk: Any) -> RetainedGraph:
+        return RetainedGraph(self._objective, chunk, self._leaves, self._point.buffers)
+
+    def _choose(self, first: RetainedGraph, seconds: float, replay: str) -> tuple[Compiler | None, str]:
+        """The compiler, if products are to be compiled, and the reason for either.
+
+        ``seconds`` is what building the graphs of all chunks takes, half of a product.
+        """
+        if replay == "graph":
+            return None, "asked for"
+        if replay == "auto" and EXPECTED_PRODUCTS * 2 * seconds * COMPILED_GAIN < COMPILE_SECONDS:
+            return None, "products too cheap for compiling to pay"
+        chunk = self._objective.chunks[0]
+        try:
+            compiler = Compiler(self._objective, chunk, self._leaves, self._point.buffers)
+            compiled = compiler.linearise(chunk)
+            agree = self._agree(compiled, first)
+        except Exception as error:  # of any kind: tracing meets every model's own code
+            return None, f"compiling failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+        ours, reference = self._seconds(compiled), self._seconds(first)
+        times = f"a chunk takes {ours:.3g} s compiled, {reference:.3g} s by its graph"
+        if not agree:
+            return None, "compiled products differ from the graph's"
+        return (compiler if ours < reference or replay == "compiled" else None), times
+
+    def _seconds(self, graph: RetainedGraph | CompiledGraph) -> float:
+        """What one product takes, the better of two."""
+        direction = self._objective.space.split(torch.ones_like(self._point.theta))
+        return min(seconds_of(lambda: graph.product(direction), self.device)[0] for _ in range(2))
 
     def _product(self, vectors: torch.Tensor) -> torch.Tensor:
         sums = torch.zeros(vectors.T.shape, dtype=torch.float64, device=self.device)
         directions = [self._objective.space.split(vector.contiguous()) for vector in vectors.T]
-        for index, graph in enumerate(self._graphs):
-            parts = self._gradient(index)[0] if graph is None else graph
+        for chunk, kept in zip(self._objective.chunks, self._graphs, strict=True):
+            graph = kept or self._graph(chunk)
             for row, direction in zip(sums, directions, strict=True):
-                row += self._pull_back(parts, direction)
+                row += graph.product(direction)
         return (sums.T / self._weight + self._objective.l2 * vectors).to(self.dtype)
-
-    def _pull_back(self, parts: tuple[torch.Tensor, ...], direction: list[torch.Tensor]) -> torch.Tensor:
-        """∂⟨g, v⟩/∂θ for one chunk's Σ losses."""
-        curved = [(part, v) for part, v in zip(parts, direction, strict=True) if part.requires_grad]
-        if not curved:  # a loss linear in θ
-            return torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-        gradients, weights = zip(*curved, strict=True)
-        try:
-            with exact_arithmetic(self.device):
-                columns = torch.autograd.grad(
-                    gradients, self._leaves, weights, retain_graph=True, materialize_grads=True
-                )
-        except RuntimeError as error:
-            if "not implemented" not in str(error) and "twice" not in str(error):
-                raise
-            raise UnsupportedModelError(
-                f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
-                "Replace that operation by one with a second derivative for the analysis."
-            ) from error
-        return torch.cat([column.reshape(-1) for column in columns])
-
-
-@once_differentiable
-def _once(ctx: Any) -> None:
-    """Shares its code with every function so marked, by which they are known."""
-
-
-def _check_differentiable_twice(total: torch.Tensor) -> None:
-    """Refuse a graph with functions marked ``once_differentiable``, whose second derivative PyTorch drops silently."""
-    seen: set[Any] = set()
-    nodes = [total.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
-        function = getattr(node, "_forward_cls", None)
-        if getattr(getattr(function, "backward", None), "__code__", None) is _once.__code__:
-            name = getattr(function, "__name__", "a function")
-            raise UnsupportedModelError(
-                f"expected a model that can be differentiated twice; {name} is marked once_differentiable. "
-                "Replace it by an operation with a second derivative for the analysis."
-            )
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that is free for the taking on ``device`` now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 2**31  # systems without /proc: be modest

@@ -1,0 +1,104 @@
+"""The gradient of one chunk, linearised at θ: what its Hessian makes of vectors, again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from sharpness.errors import NonFiniteError, UnsupportedModelError
+from sharpness.objective import Kernels, Objective, exact_arithmetic
+
+
+class RetainedGraph:
+    """The graph of a chunk's gradient, kept: a product is one backward pass through it.
+
+    Args:
+        objective, chunk: whose Σ losses.
+        leaves: θ in the parameters' shapes, requiring gradients.
+        buffers: those of the point.
+        kernels: default: the objective's.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chunk: Any,
+        leaves: Sequence[torch.Tensor],
+        buffers: Mapping[str, torch.Tensor] | None,
+        kernels: Kernels | None = None,
+    ) -> None:
+        kernels = kernels or Kernels(objective.kernels, retained=True)
+        term = objective.term(chunk, leaves, buffers, kernels)
+        self._leaves, self._device = leaves, objective.device
+        self._parts = objective.differentiate(term.total, leaves, create_graph=True)
+        self.total, self.weight = term.total, float(term.weight)
+
+    def check(self) -> None:
+        """Refuse a gradient that is not finite, or whose derivative PyTorch would silently drop."""
+        if not all(bool(part.isfinite().all()) for part in self._parts):
+            raise NonFiniteError(
+                "expected a finite gradient to linearise; got NaN or infinite entries. Check the weights (did "
+                "training diverge?) and the scale of the inputs."
+            )
+        _check_differentiable_twice(self.total)
+
+    def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
+        """∂⟨g, v⟩/∂θ of shape (n,), for v in the parameters' shapes."""
+        columns = self._pull_back(direction, batched=False)
+        return torch.cat([column.reshape(-1) for column in columns])
+
+    def products(self, directions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same for b vectors at once: parts of shape (b, …) give (b, n)."""
+        columns = self._pull_back(directions, batched=True)
+        return torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
+
+    def _pull_back(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
+        curved = [(part, v) for part, v in zip(self._parts, direction, strict=True) if part.requires_grad]
+        if not curved:  # a loss linear in θ
+            many = direction[0].shape[:1] if batched else ()
+            return [torch.zeros(*many, *leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in self._leaves]
+        gradients, weights = zip(*curved, strict=True)
+        try:
+            with exact_arithmetic(self._device):
+                return torch.autograd.grad(
+                    gradients,
+                    self._leaves,
+                    weights,
+                    retain_graph=True,
+                    materialize_grads=True,
+                    is_grads_batched=batched,
+                )
+        except RuntimeError as error:
+            if "not implemented" not in str(error) and "twice" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
+                "Replace that operation by one with a second derivative for the analysis."
+            ) from error
+
+
+@once_differentiable
+def _once(ctx: Any) -> None:
+    """Shares its code with every function so marked, by which they are known."""
+
+
+def _check_differentiable_twice(total: torch.Tensor) -> None:
+    """Refuse a graph with functions marked ``once_differentiable``, whose second derivative PyTorch drops silently."""
+    seen: set[Any] = set()
+    nodes = [total.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+        function = getattr(node, "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _once.__code__:
+            name = getattr(function, "__name__", "a function")
+            raise UnsupportedModelError(
+                f"expected a model that can be differentiated twice; {name} is marked once_differentiable. "
+                "Replace it by an operation with a second derivative for the analysis."
+            )
