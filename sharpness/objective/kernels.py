@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
+
+from sharpness.objective.execution import exact_arithmetic
 
 KERNELS = ("torch", "bilinear", "onednn")
 SMALL = 2**18  # multiplications below which calling oneDNN costs more than it saves
@@ -50,7 +53,7 @@ class Bilinear(ABC):
 
 @final
 class _Apply(torch.autograd.Function):
-    """B(x, w), whose gradient is again made of B and its adjoints."""
+    """B(x, w), whose derivatives of every order are again made of B and its adjoints."""
 
     @staticmethod
     def forward(ctx: Any, form: Bilinear, x: Tensor, w: Tensor, retained: bool) -> Tensor:
@@ -86,12 +89,20 @@ class _Adjoints(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Any, ...]:
         """The gradient of ⟨u, ∂x⟩ + ⟨v, ∂w⟩ = ⟨g, B(u, w) + B(x, v)⟩."""
         g, x, w, held = ctx.saved_tensors
-        ahead = None if u is None else ctx.form.apply(u, w)
+        ahead = None if u is None else _apply(ctx.form, u, w)
         if v is not None:
-            ahead = ctx.form.apply(x, v) if ahead is None else ahead.add_(ctx.form.apply(x, v))
+            ahead = _apply(ctx.form, x, v) if ahead is None else ahead.add_(_apply(ctx.form, x, v))
         wanted = (v is not None and ctx.needs_input_grad[2], u is not None and ctx.needs_input_grad[3])
-        back = ctx.form.adjoints(g, x if u is None else u, w if v is None else v, wanted, held_g=held, held_x=None)
+        at = g, x if u is None else u, w if v is None else v
+        if torch.is_grad_enabled():
+            back = _Adjoints.apply(ctx.form, *at, None, wanted, False)
+        else:
+            back = ctx.form.adjoints(*at, wanted, held_g=held, held_x=None)
         return None, ahead, *back, None, None, None
+
+
+def _apply(form: Bilinear, x: Tensor, w: Tensor) -> Tensor:
+    return _Apply.apply(form, x, w, False) if torch.is_grad_enabled() else form.apply(x, w)
 
 
 @final
@@ -164,8 +175,7 @@ class Kernels(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         form = self._forms.get(func)
-        # inside vmap, jvp and their like the plain function stands: they have no rule for these
-        if form is not None and torch._C._functorch.peek_interpreter_stack() is None:
+        if form is not None and not _transformed():
             result = form(*args, **(kwargs or {}))
             if result is not None:
                 return result
@@ -176,7 +186,7 @@ class Kernels(TorchFunctionMode):
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         rows = input.numel() // max(1, input.shape[-1])
-        if not _strided(input, weight) or weight.ndim != 2 or rows * weight.numel() < self._smallest:
+        if not _strided(input, weight) or weight.ndim != 2 or rows * weight.numel() < max(1, self._smallest):
             return None
         output = self._apply(OneDNNLinear(), input.reshape(rows, -1), weight)
         output = output if bias is None else output + bias
@@ -192,10 +202,11 @@ class Kernels(TorchFunctionMode):
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor | None:
-        if not torch.is_grad_enabled() or isinstance(padding, str) or input.ndim != weight.ndim:
+        if not torch.is_grad_enabled() or isinstance(padding, str) or input.ndim != weight.ndim or weight.is_complex():
             return None
         stride, padding, dilation = (
-            [n] * (input.ndim - 2) if isinstance(n, int) else list(n) for n in (stride, padding, dilation)
+            [int(k) for k in n] if isinstance(n, Sequence) else [int(n)] * (input.ndim - 2)
+            for n in (stride, padding, dilation)
         )
         output = self._apply(Convolution(stride, padding, dilation, groups), input, weight)
         return output if bias is None else output + _per_channel(bias, output.ndim)
@@ -228,8 +239,9 @@ def onednn_leads() -> bool:
     """Whether oneDNN multiplies float32 matrices clearly faster on this CPU than PyTorch's own choice. Takes 20 ms."""
     if not torch.backends.mkldnn.is_available():
         return False
-    a, b = torch.ones(256, 512), torch.ones(512, 512)
-    return LEAD * _fastest(lambda: _multiply(a, b)) < _fastest(lambda: F.linear(a, b))
+    a, b = (torch.ones(rows, 512, dtype=torch.float32, device="cpu") for rows in (256, 512))
+    with exact_arithmetic(a.device):  # as the products will be computed, whatever the caller has set
+        return LEAD * _fastest(lambda: _multiply(a, b)) < _fastest(lambda: F.linear(a, b))
 
 
 def _fastest(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -259,4 +271,13 @@ def _per_channel(values: Tensor, ndim: int) -> Tensor:
 
 
 def _strided(*tensors: Tensor) -> bool:
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" and not t.is_sparse for t in tensors)
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.layout == torch.strided for t in tensors)
+
+
+def _transformed() -> bool:
+    """Whether under vmap, jvp and their like, for which the forms have no rule, or an autocast of the model's own."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_any_autocast_enabled()
+    )

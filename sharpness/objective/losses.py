@@ -61,6 +61,13 @@ class BatchLoss:
         weight = result.numel() if self.weight is None else self.weight(batch)
         return Term(result.sum(dtype=torch.float64), weight, output)
 
+    def each(self, model: Callable[..., Any], batch: Any) -> torch.Tensor | None:
+        """The loss of every example, summed over its parts; None where the loss does not tell them apart."""
+        _, result = self._apply(model, batch)
+        if not isinstance(result, torch.Tensor) or result.ndim == 0 or len(result) != length(batch):
+            return None
+        return result.reshape(len(result), -1).sum(1)
+
     def _apply(self, model: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
         if isinstance(self.loss, str):
             if self.loss != "model" or not isinstance(batch, Mapping):

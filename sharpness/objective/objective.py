@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -165,9 +165,11 @@ class Objective:
         dtype: torch.dtype | None = None,
         chunk_size: int | None = None,
         kernels: str | None = None,
+        examples: torch.Tensor | None = None,
     ) -> Objective:
         """The same objective under another batch-norm policy, in another precision, in other chunks or kernels.
 
+        ``examples``, a mask of shape (N,), leaves only those where it is true.
         ``kernels="torch"`` computes every layer by PyTorch's own functions; the default, ``"auto"``, takes forms with
         the same values and cheaper second derivatives for convolutions and eval-mode batch norm (``"bilinear"``) and,
         in float32 on CPUs where oneDNN multiplies faster, for linear layers (``"onednn"``).
@@ -175,7 +177,7 @@ class Objective:
         return Objective(
             self._module,
             self._loss,
-            self._source,
+            self._source if examples is None else self._selected(examples),
             self.space,
             l2=self.l2,
             chunk_size=chunk_size or self._requested_chunk_size,
@@ -205,7 +207,7 @@ class Objective:
     @property
     def few(self) -> Any:
         """The first few examples as one chunk, to measure and check on."""
-        return chunked(self._batches, FEW_EXAMPLES)[0]
+        return tree_map(lambda t: t[:FEW_EXAMPLES], self._batches[0])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -263,6 +265,16 @@ class Objective:
                 right = correct(term.output, chunk)
                 hits, counted = (hits + right[0], counted + right[1]) if right else (hits, counted)
         return Evaluation(self._average(total, weight, point.theta), hits / counted if counted else math.nan, weight)
+
+    def losses(self, place: Any) -> torch.Tensor | None:
+        """The loss of each of the N examples, in one pass over the data; None where f does not tell them apart."""
+        if self.batchnorm == "batch" and self.has_batchnorm:
+            return None
+        point = self._ready(place)
+        model = self._snapshot.bound(self.space.unflatten(point.theta), point.buffers)
+        with torch.no_grad(), exact_arithmetic(self.device), Kernels(self.kernels):
+            parts = [self._loss.each(model, chunk) for chunk in self.chunks]
+        return None if any(part is None for part in parts) else torch.cat([p for p in parts if p is not None])
 
     def gradient(self, place: Any) -> torch.Tensor:
         """g = ∇f(θ) of shape (n,). One forward and one backward pass over the data."""
@@ -358,6 +370,12 @@ class Objective:
 
     # How it does it
 
+    def _selected(self, examples: torch.Tensor) -> list[Any]:
+        masks = examples.split([length(batch) for batch in self._source])
+        batches = [tree_map(partial(_rows, mask=m), b) for b, m in zip(self._source, masks, strict=True) if m.any()]
+        whole = joined(batches)
+        return batches if whole is None else [whole]
+
     def _ready(self, place: Any) -> Point:
         return self.with_statistics(place) if self.batchnorm == "recompute" else self.point(place)
 
@@ -419,3 +437,7 @@ class Objective:
                 "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
                 "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
             )
+
+
+def _rows(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return tensor[mask.to(tensor.device)]

@@ -39,6 +39,14 @@ class SymmetricOperator(ABC):
     def _product(self, vectors: torch.Tensor) -> torch.Tensor:
         """A V for V of shape (n, b), on this device, in this dtype."""
 
+    def cheaper(self, accuracy: float) -> tuple[float, SymmetricOperator] | None:  # noqa: ARG002 - most have none
+        """An operator nearby whose products cost a share, below one half, of those here; and that share.
+
+        ``accuracy`` is how near, relative to the largest eigenvalue, it is meant to be. It is a guess: whoever uses it
+        has to compare. None where there is no such operator.
+        """
+        return None
+
     @final
     def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
         n = self.shape[0]

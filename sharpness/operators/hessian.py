@@ -17,6 +17,7 @@ from sharpness.random import normal
 REPLAYS = ("auto", "graph", "compiled")
 RETAIN_FRACTION = 0.5  # of the memory that is free when the operator is made
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}  # between two ways; a wrong formula differs by far more
+CHEAP_SHARE = 0.5  # of the examples, from which on a Hessian of fewer examples does not pay
 EXPECTED_PRODUCTS = 50  # top-10 pairs of a network take about as many
 COMPILED_GAIN, COMPILE_SECONDS = 0.2, 30.0  # usual ones: the share of a product saved, and what compiling takes
 
@@ -87,6 +88,26 @@ class Hessian(SymmetricOperator):
         execution = {**own["execution"], "replay": self._replay, "why": self._why, "retained_chunks": retained}
         return {**own, "operator": "hessian", "theta_sha256": self._point.sha256, "execution": execution}
 
+    def cheaper(self, accuracy: float) -> tuple[float, SymmetricOperator] | None:
+        """The Hessian of the examples with the largest losses, all but a share ``accuracy`` of their sum.
+
+        Where a network has learnt most examples, few of them carry the curvature: the second derivative of the
+        cross-entropy vanishes with the loss.
+        """
+        f = self._objective
+        losses = f.losses(self._point)
+        if losses is None or not bool((losses >= 0).all()):
+            return None
+        ordered, order = losses.double().sort()
+        least = ordered.cumsum(0) <= accuracy * ordered.sum()
+        share = 1 - float(least.double().mean())
+        if not 0 < share < CHEAP_SHARE:
+            return None
+        chosen = torch.ones_like(least).index_fill_(0, order[least], False)
+        part = Hessian(f.replace(examples=chosen), self._point)
+        part._weight = self._weight  # the same mean, of fewer terms
+        return share, part
+
     def _kernels_agree(self) -> bool:
         """Whether the objective's kernels and PyTorch's give the same product on a few examples."""
         f = self._objective
@@ -94,11 +115,11 @@ class Hessian(SymmetricOperator):
             RetainedGraph(f, f.few, self._leaves, self._point.buffers, Kernels(name, retained=True, smallest=0))
             for name in (f.kernels, "torch")
         )
-        return self._agree(ours, reference)
+        return self._agree(ours, reference, vectors=1)
 
-    def _agree(self, ours: RetainedGraph | CompiledGraph, reference: RetainedGraph) -> bool:
-        """Whether two ways give the same products; two of them, since the first may spoil what is kept."""
-        for draw in range(2):
+    def _agree(self, ours: RetainedGraph | CompiledGraph, reference: RetainedGraph, *, vectors: int) -> bool:
+        """Whether two ways give the same products."""
+        for draw in range(vectors):
             vector = normal(self.shape[0], key=("agreement", draw), seed=0, dtype=self.dtype, device=self.device)
             direction = self._objective.space.split(vector)
             expected = reference.product(direction)
@@ -143,7 +164,7 @@ class Hessian(SymmetricOperator):
         try:
             compiler = Compiler(self._objective, chunk, self._leaves, self._point.buffers)
             compiled = compiler.linearise(chunk)
-            agree = self._agree(compiled, first)
+            agree = self._agree(compiled, first, vectors=2)  # the first product may spoil what is kept for the second
         except Exception as error:  # of any kind: tracing meets every model's own code
             return None, f"compiling failed: {type(error).__name__}: {str(error).splitlines()[0]}"
         ours, reference = self._seconds(compiled), self._seconds(first)
