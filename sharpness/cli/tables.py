@@ -71,7 +71,7 @@ def loss_rows(record: LineLosses | PlaneLosses) -> Rows:
     return rows
 
 
-def cost_numbers(record: ProductCost) -> dict[str, float]:
+def cost_numbers(record: ProductCost) -> dict[str, Any]:
     """Medians and spread of a benchmark, for people and for JSON."""
     ratio = record.product_seconds / record.gradient_seconds
     return {
@@ -85,6 +85,7 @@ def cost_numbers(record: ProductCost) -> dict[str, float]:
         "setup_in_gradients": float(record.setup_seconds / np.median(record.gradient_seconds)),
         "retained_bytes": record.retained_bytes,
         "relative_error": record.relative_error,
+        "execution": dict(record.conditions.get("execution", {})),
     }
 
 
@@ -99,9 +100,17 @@ def cost_rows(record: ProductCost) -> Rows:
         ("product", f"{c['product_seconds'] * 1e3:.4g} ms"),
         ("product / gradient", f"{c['product_in_gradients']:.2f} G ({spread} over {len(record.repeat)} repeats)"),
         ("set-up / gradient", f"{c['setup_in_gradients']:.2f} G"),
+        ("computed by", _execution(record.conditions.get("execution", {}))),
         ("memory retained", f"{c['retained_bytes'] / 1e6:.4g} MB"),
         ("error against float64", f"{c['relative_error']:.2g}"),
     ]
+
+
+def _execution(execution: Mapping[str, Any]) -> str:
+    """The plan by which products were computed, and its reason."""
+    return "{kernels} kernels, {replay} replay ({why})".format_map(
+        {"kernels": "?", "replay": "?", "why": "?"} | dict(execution)
+    )
 
 
 def flat_rows(values: Mapping[str, Any], prefix: str = "") -> Rows:
