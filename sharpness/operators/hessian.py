@@ -179,10 +179,16 @@ class Hessian(SymmetricOperator):
         return min(seconds_of(lambda: graph.product(direction), self.device)[0] for _ in range(2))
 
     def _product(self, vectors: torch.Tensor) -> torch.Tensor:
-        sums = torch.zeros(vectors.T.shape, dtype=torch.float64, device=self.device)
-        directions = [self._objective.space.split(vector.contiguous()) for vector in vectors.T]
-        for chunk, kept in zip(self._objective.chunks, self._graphs, strict=True):
+        f, rows = self._objective, vectors.T.contiguous()
+        directions = [f.space.split(row) for row in rows]
+        # one chunk's product is the sum itself; more are added up in float64
+        precision = torch.float64 if len(self._graphs) > 1 else self.dtype
+        sums = torch.zeros(rows.shape, dtype=precision, device=self.device)
+        for chunk, kept in zip(f.chunks, self._graphs, strict=True):
             graph = kept or self._graph(chunk)
-            for row, direction in zip(sums, directions, strict=True):
-                row += graph.product(direction)
-        return (sums.T / self._weight + self._objective.l2 * vectors).to(self.dtype)
+            for total, direction in zip(sums, directions, strict=True):
+                total += graph.product(direction)
+        sums /= self._weight
+        if f.l2:
+            sums += f.l2 * rows
+        return sums.to(self.dtype).T
