@@ -70,6 +70,14 @@ class ParamSpace:
         pieces = theta.split(self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
+    def split_rows(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """b vectors as rows of shape (b, n), as a list of views of shapes (b, …)."""
+        pieces = rows.split(self.sizes, dim=1)
+        return [
+            piece.unflatten(1, shape) if shape else piece[:, 0]
+            for piece, shape in zip(pieces, self.shapes, strict=True)
+        ]
+
     def unflatten(self, theta: torch.Tensor) -> dict[str, torch.Tensor]:
         """θ as a dictionary of named views."""
         return dict(zip(self.names, self.split(theta), strict=True))

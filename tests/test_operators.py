@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sharpness import Dense, Hessian, Minimizer, Objective, cross_entropy
 from sharpness.errors import NonFiniteError, ShapeError, UnsupportedModelError
 from sharpness.objective import execution, free_bytes
+from sharpness.operators.linearised import RetainedGraph
 from sharpness.random import normal
 
 # Two exact formulas for one product in float64: some hundred roundings of 1.1e-16 along the way.
@@ -211,6 +212,27 @@ def test_a_block_is_multiplied_column_by_column_to_the_bit(case):
     operator, matrix, *_ = case
     block = randn(len(matrix), 3, key="v")
     assert torch.equal(operator @ block, torch.stack([operator @ column for column in block.T], dim=1))
+
+
+def test_a_block_multiplied_at_once_is_that_multiplied_column_by_column(case, monkeypatch):
+    columns = randn(case.operator.shape[0], 3, key="block")
+    expected = case.operator @ columns
+    monkeypatch.setattr(case.operator, "_batched", True)
+    blocked = case.operator @ columns
+    assert case.operator._batched, "no operation of these models stands in the way"
+    assert (blocked - expected).norm() <= EXACT * expected.norm()
+
+
+def test_a_block_that_cannot_be_multiplied_at_once_is_multiplied_column_by_column(hessian, monkeypatch):
+    columns = randn(hessian.shape[0], 3, key="block")
+    expected = hessian @ columns
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no batching rule")
+
+    monkeypatch.setattr(hessian, "_batched", True)
+    monkeypatch.setattr(RetainedGraph, "products", refuse)
+    assert torch.equal(hessian @ columns, expected)
 
 
 def test_products_are_those_of_forward_over_reverse_differentiation():

@@ -59,6 +59,7 @@ class Hessian(SymmetricOperator):
         self._point = Point(point.theta.clone(), point.buffers)  # what the caller does to θ later is not our θ
         self._leaves = [part.clone().requires_grad_() for part in objective.space.split(self._point.theta)]
         self._objective = objective
+        self._batched = objective.device.type == "cuda"  # several vectors at once fill a GPU; a CPU is full with one
         if objective.kernels != "torch" and not self._kernels_agree():
             self._objective = objective.replace(kernels="torch")
         self._linearise(free_bytes(objective.device) * RETAIN_FRACTION if memory is None else memory, replay)
@@ -180,15 +181,27 @@ class Hessian(SymmetricOperator):
 
     def _product(self, vectors: torch.Tensor) -> torch.Tensor:
         f, rows = self._objective, vectors.T.contiguous()
-        directions = [f.space.split(row) for row in rows]
         # one chunk's product is the sum itself; more are added up in float64
         precision = torch.float64 if len(self._graphs) > 1 else self.dtype
         sums = torch.zeros(rows.shape, dtype=precision, device=self.device)
         for chunk, kept in zip(f.chunks, self._graphs, strict=True):
             graph = kept or self._graph(chunk)
-            for total, direction in zip(sums, directions, strict=True):
-                total += graph.product(direction)
+            if (block := self._block(graph, rows)) is not None:
+                sums += block
+                continue
+            for total, row in zip(sums, rows, strict=True):
+                total += graph.product(f.space.split(row))
         sums /= self._weight
         if f.l2:
             sums += f.l2 * rows
         return sums.to(self.dtype).T
+
+    def _block(self, graph: RetainedGraph | CompiledGraph, rows: torch.Tensor) -> torch.Tensor | None:
+        """One chunk's products with several vectors at once; None where that does not pay or cannot be done."""
+        if not self._batched or len(rows) < 2 or isinstance(graph, CompiledGraph):
+            return None
+        try:
+            return graph.products(self._objective.space.split_rows(rows))
+        except RuntimeError:  # an operation that takes no batch of gradients, or not enough memory for one
+            self._batched = False
+            return None

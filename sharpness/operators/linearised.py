@@ -57,20 +57,20 @@ class RetainedGraph:
 
     def _pull_back(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
         curved = [(part, v) for part, v in zip(self._parts, direction, strict=True) if part.requires_grad]
-        if not curved:  # a loss linear in θ
-            many = direction[0].shape[:1] if batched else ()
-            return [torch.zeros(*many, *leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in self._leaves]
-        gradients, weights = zip(*curved, strict=True)
+        many = direction[0].shape[:1] if batched else ()
+        columns: Sequence[torch.Tensor | None] = [None] * len(self._leaves)  # as of a loss linear in θ
         try:
-            with exact_arithmetic(self._device):
-                return torch.autograd.grad(
-                    gradients,
-                    self._leaves,
-                    weights,
-                    retain_graph=True,
-                    materialize_grads=True,
-                    is_grads_batched=batched,
-                )
+            if curved:
+                gradients, weights = zip(*curved, strict=True)
+                with exact_arithmetic(self._device):
+                    columns = torch.autograd.grad(
+                        gradients,
+                        self._leaves,
+                        weights,
+                        retain_graph=True,
+                        allow_unused=True,
+                        is_grads_batched=batched,
+                    )
         except RuntimeError as error:
             if "not implemented" not in str(error) and "twice" not in str(error):
                 raise
@@ -78,6 +78,10 @@ class RetainedGraph:
                 f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
                 "Replace that operation by one with a second derivative for the analysis."
             ) from error
+        return [
+            leaf.new_zeros((*many, *leaf.shape)) if column is None else column
+            for column, leaf in zip(columns, self._leaves, strict=True)
+        ]
 
 
 @once_differentiable
