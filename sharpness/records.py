@@ -16,9 +16,12 @@ import numpy as np
 NATS, FRACTION, PERCENT, ONE = "nat", "1", "percent", "1"
 
 
-def variable(*dims: str, unit: str = ONE, label: str) -> Any:
-    """A result with named dimensions; a variable named like its only dimension is that dimension's coordinate."""
-    return field(metadata={"dims": dims, "unit": unit, "label": label})
+def variable(*dims: str, unit: str = ONE, label: str, default: Any = dataclasses.MISSING) -> Any:
+    """A result with named dimensions; a variable named like its only dimension is that dimension's coordinate.
+
+    ``default=None`` is for results that files of earlier releases do not hold.
+    """
+    return field(default=default, metadata={"dims": dims, "unit": unit, "label": label})
 
 
 def setting(label: str, default: Any = dataclasses.MISSING) -> Any:
@@ -42,9 +45,9 @@ class Variable(NamedTuple):
 
 
 def variables(record: Any) -> Iterator[Variable]:
-    """The results of a record, coordinates included."""
+    """The results of a record that are there, coordinates included."""
     for item in dataclasses.fields(record):
-        if "dims" in item.metadata:
+        if "dims" in item.metadata and getattr(record, item.name) is not None:
             values = np.asarray(getattr(record, item.name))
             yield Variable(item.name, values, item.metadata["dims"], item.metadata["unit"], item.metadata["label"])
 
@@ -90,17 +93,27 @@ class EigenPairs:
     residuals: np.ndarray = variable("pair", label="residual from an exact product")
     recurrence_residuals: np.ndarray = variable("pair", label="residual from the Lanczos recurrence")
     converged: np.ndarray = variable("pair", label="residual within tolerance")
+    audit_agrees: np.ndarray | None = variable(
+        "pair", label="exact residual as small as the recurrence says, to rounding", default=None
+    )
     products: int = setting("products used, audit and probe included")
     probe_products: int = setting("products spent on looking for missed pairs")
     probe_passed: bool = setting("whether the last probe found no missed pair")
     restarts: int = setting("thick restarts")
-    floor: float = setting("largest asymmetry seen in a product, relative to the largest eigenvalue magnitude")
+    floor: float = setting("largest rounding error seen in products, relative to the largest eigenvalue magnitude")
     which: str = setting("end of the spectrum")
     tolerance: float = setting("converged where residual <= tolerance * largest eigenvalue magnitude found")
     seed: int = setting("seed of start and probe vectors")
     conditions: Mapping[str, Any] = conditions()
     vectors: Any = field(default=None, repr=False)
     """torch tensor of shape (n, k) on the operator's device; not stored."""
+
+    @property
+    def doubted(self) -> list[int]:
+        """The pairs, counted from 1, whose exact residual is larger than the recurrence says."""
+        if self.audit_agrees is None:
+            return []
+        return [number for number, agrees in enumerate(self.audit_agrees, 1) if not agrees]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

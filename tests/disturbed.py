@@ -9,6 +9,7 @@ A trouble is null or one of the following, with each of which no figures are dra
   temporary name, is about to be put in its place for the n-th time;
 - ["flush", NAME, n, SIGNAL]: when such a file in progress is about to be flushed for the n-th time. A row is flushed
   twice: its values, then its status;
+- ["unlink", NAME, n, SIGNAL]: when such a file is about to be removed for the n-th time;
 - ["limit", BYTES]: no file can grow beyond so many bytes, as on a full disk;
 - ["nothing"].
 """
@@ -47,6 +48,9 @@ def meet(trouble: list[Any] | None) -> None:
     if kind == "replace":
         replace = Path.replace
         Path.replace = lambda self, target: (expect(target), replace(self, target))[1]
+    elif kind == "unlink":
+        unlink = Path.unlink
+        Path.unlink = lambda self, missing_ok=False: (expect(self), unlink(self, missing_ok))[1]
     else:
         flush = h5py.File.flush
         h5py.File.flush = lambda self: (expect(self.filename), flush(self))[1]

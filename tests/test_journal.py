@@ -87,16 +87,30 @@ def test_a_row_may_be_committed_again(journal):
     assert journal.column("loss")[:, 1].tolist() == [1.0, 2.0]
 
 
+def test_neighbouring_rows_are_committed_together(journal):
+    assert len(journal) == 4
+    journal.commit(range(1, 3), {"loss": np.array([[0.1, 0.2], [0.3, 0.4]]), "accuracy": np.zeros((2, 2))})
+    assert journal.status.tolist() == [PENDING, DONE, DONE, PENDING]
+    assert journal.column("loss")[:, 1:3].tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    journal.commit(range(2, 4), {"loss": np.array([[0.5, np.nan], [0.6, 0.7]])})
+    assert journal.status.tolist() == [PENDING, DONE, NOT_FINITE, NOT_FINITE]
+    for row, expected in ((1, [0.1, 0.3]), (2, [0.5, 0.6])):
+        assert journal.row("loss", row).tolist() == expected
+    assert journal.notes == {}
+
+
 def test_what_is_read_is_a_copy(journal):
     journal.status[:] = DONE
     journal.column("loss")[:] = 5.0
+    journal.row("loss", 0)[:] = 5.0
     assert journal.status.tolist() == [PENDING] * 4
     assert np.isnan(journal.column("loss")).all()
 
 
 def test_rows_and_columns_that_are_not_there_are_refused(journal):
-    with pytest.raises(IndexError):
-        journal.commit(4, {"loss": np.zeros(2)})
+    for rows in (4, -1, range(3, 5)):
+        with pytest.raises(IndexError):
+            journal.commit(rows, {"loss": np.zeros((2, 2))})
     with pytest.raises(KeyError):
         journal.commit(0, {"nothing": np.zeros(2)})
     with pytest.raises(KeyError):

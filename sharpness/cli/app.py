@@ -235,7 +235,10 @@ def info(
             (v.name, " × ".join(v.dims) or "scalar", str(v.values.shape), v.unit, v.label) for v in variables(record)
         ]
         terminal.table(f"{path}: {name} ({record.kind})", ("variable", "dimensions", "shape", "unit", "what"), rows)
-        terminal.table("choices", ("name", "value"), flat_rows({**settings(record), **record.conditions}))
+        choices = {**settings(record), **record.conditions}
+        if doubted := getattr(record, "doubted", []):
+            choices["pairs where the audit disagrees"] = doubted
+        terminal.table("choices", ("name", "value"), flat_rows(choices))
     terminal.table("provenance", ("what", "value"), flat_rows(origin))
     terminal.result({"records": {name: record.kind for name, record in found.items()}, "provenance": origin})
 

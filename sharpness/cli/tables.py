@@ -23,6 +23,7 @@ def analysis_rows(numbers: Mapping[str, Any]) -> Rows:
     triples = zip(numbers["eigenvalues"], numbers["residuals"], numbers["converged"], strict=True)
     for number, (value, residual, converged) in enumerate(triples, 1):
         note = "" if converged else " (not converged)"
+        note += " (the audit found more than Lanczos expected)" if number in numbers["doubted"] else ""
         rows.append((f"λ{number}", f"{value:.5g} ± {residual:.1g}{note}"))
     for policy, slope in numbers["gradient norm"].items():
         rows.append(("‖g‖" if policy == "none" else f"‖g‖, batch norm: {policy}", f"{slope:.3g}"))

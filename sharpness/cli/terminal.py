@@ -4,9 +4,11 @@ import errno
 import inspect
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
@@ -77,8 +79,7 @@ class Terminal:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self._bars = Bars(*columns, console=self._console, disable=not show, transient=True)
         self._task: TaskID | None = None
@@ -94,10 +95,15 @@ class Terminal:
         """Begin a stage; the one before is over."""
         if self._task is not None:
             self._bars.remove_task(self._task)
-        task = self._task = self._bars.add_task(title, total=None, note="")
+        task = self._task = self._bars.add_task(title, total=None, note="", left="")
+        first: list[tuple[float, int]] = []  # when the first report came, and what had been done by then
 
         def progress(done: int, total: int | None, note: str = "") -> None:
-            self._bars.update(task, completed=done, total=total, note=note)
+            now = time.monotonic()
+            if not first:
+                first.append((now, done))
+            left = "" if total is None else time_left(now - first[0][0], done - first[0][1], total - done)
+            self._bars.update(task, completed=done, total=total, note=note, left=left)
 
         return progress
 
@@ -123,6 +129,15 @@ class Terminal:
         """Print the result as JSON where that was asked for."""
         if self._common.json:
             print(json.dumps(_jsonable(values), indent=1, allow_nan=False))
+
+
+def time_left(seconds: float, done: int, left: int) -> str:
+    """How long the steps that are left will take if they go on as those done so far, from the first report on.
+
+    >>> time_left(6.0, 3, 50), time_left(0.0, 0, 50)
+    ('about 0:01:40 left', '')
+    """
+    return f"about {timedelta(seconds=math.ceil(seconds * left / done))} left" if done > 0 and left > 0 else ""
 
 
 def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

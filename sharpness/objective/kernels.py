@@ -89,19 +89,20 @@ class _Adjoints(torch.autograd.Function):
     def backward(ctx: Any, u: Tensor | None, v: Tensor | None) -> tuple[Any, ...]:
         """The gradient of ⟨u, ∂x⟩ + ⟨v, ∂w⟩ = ⟨g, B(u, w) + B(x, v)⟩."""
         g, x, w, held = ctx.saved_tensors
-        ahead = None if u is None else _apply(ctx.form, u, w)
+        ahead = None if u is None else _value(ctx.form, u, w)
         if v is not None:
-            ahead = _apply(ctx.form, x, v) if ahead is None else ahead.add_(_apply(ctx.form, x, v))
+            ahead = _value(ctx.form, x, v) if ahead is None else ahead.add_(_value(ctx.form, x, v))
         wanted = (v is not None and ctx.needs_input_grad[2], u is not None and ctx.needs_input_grad[3])
-        at = g, x if u is None else u, w if v is None else v
+        factors = g, x if u is None else u, w if v is None else v
         if torch.is_grad_enabled():
-            back = _Adjoints.apply(ctx.form, *at, None, wanted, False)
+            back = _Adjoints.apply(ctx.form, *factors, None, wanted, False)
         else:
-            back = ctx.form.adjoints(*at, wanted, held_g=held, held_x=None)
+            back = ctx.form.adjoints(*factors, wanted, held_g=held, held_x=None)
         return None, ahead, *back, None, None, None
 
 
-def _apply(form: Bilinear, x: Tensor, w: Tensor) -> Tensor:
+def _value(form: Bilinear, x: Tensor, w: Tensor) -> Tensor:
+    """B(x, w), differentiable where a graph is made of it: models may have derivatives in their losses."""
     return _Apply.apply(form, x, w, False) if torch.is_grad_enabled() else form.apply(x, w)
 
 
@@ -186,7 +187,9 @@ class Kernels(TorchFunctionMode):
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         rows = input.numel() // max(1, input.shape[-1])
-        if not _strided(input, weight) or weight.ndim != 2 or rows * weight.numel() < max(1, self._smallest):
+        if not _strided(input, weight) or weight.ndim != 2 or input.shape[-1] != weight.shape[1]:
+            return None
+        if rows * weight.numel() < max(1, self._smallest):
             return None
         output = self._apply(OneDNNLinear(), input.reshape(rows, -1), weight)
         output = output if bias is None else output + bias

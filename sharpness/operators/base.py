@@ -35,12 +35,17 @@ class SymmetricOperator(ABC):
     def conditions(self) -> dict[str, Any]:
         """What the matrix is and under which choices it holds, for records."""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The conditions, and what else tells this matrix from every other; it may take a look at all data."""
+        return self.conditions
+
     @abstractmethod
     def _product(self, vectors: torch.Tensor) -> torch.Tensor:
         """A V for V of shape (n, b), on this device, in this dtype."""
 
     def cheaper(self, accuracy: float) -> tuple[float, SymmetricOperator] | None:  # noqa: ARG002 - most have none
-        """An operator nearby whose products cost a share, below one half, of those here; and that share.
+        """An operator nearby whose products cost a small share of those here; and that share.
 
         ``accuracy`` is how near, relative to the largest eigenvalue, it is meant to be. It is a guess: whoever uses it
         has to compare. None where there is no such operator.

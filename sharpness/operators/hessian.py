@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, final
 
 import torch
@@ -17,7 +18,7 @@ from sharpness.random import normal
 REPLAYS = ("auto", "graph", "compiled")
 RETAIN_FRACTION = 0.5  # of the memory that is free when the operator is made
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9}  # between two ways; a wrong formula differs by far more
-CHEAP_SHARE = 0.5  # of the examples, from which on a Hessian of fewer examples does not pay
+CHEAP_SHARE = 1 / 3  # of the examples, from which on a Hessian of fewer examples does not pay
 EXPECTED_PRODUCTS = 50  # top-10 pairs of a network take about as many
 COMPILED_GAIN, COMPILE_SECONDS = 0.2, 30.0  # usual ones: the share of a product saved, and what compiling takes
 
@@ -37,7 +38,8 @@ class Hessian(SymmetricOperator):
         memory: bytes that retained graphs may take; default: half of what is free.
         replay: ``"graph"``, or ``"compiled"``: the derivative is traced and compiled, which takes up to a minute and
             then saves about a fifth of every product. ``"auto"`` compiles where 50 products would win that time back,
-            and keeps the program where it agrees with the graph and is faster. ``conditions`` say what was taken, why.
+            and keeps the program where it agrees with the graph and is faster. ``conditions["execution"]`` says what
+            was taken, and why; given here, it is taken again.
 
     Raises:
         ShapeError: replay is none of these.
@@ -51,18 +53,25 @@ class Hessian(SymmetricOperator):
         tensor([0.5000, 1.0000])
     """
 
-    def __init__(self, objective: Objective, place: Any, *, memory: int | None = None, replay: str = "auto") -> None:
+    def __init__(
+        self, objective: Objective, place: Any, *, memory: int | None = None, replay: str | Mapping[str, Any] = "auto"
+    ) -> None:
+        recorded = {} if isinstance(replay, str) else replay
+        replay = replay if isinstance(replay, str) else recorded.get("replay", "auto")
         if replay not in REPLAYS:
             raise ShapeError(f"expected replay to be one of {', '.join(REPLAYS)}; got {replay!r}")
         objective.check_differentiable()
         point = objective.point(place)
         self._point = Point(point.theta.clone(), point.buffers)  # what the caller does to θ later is not our θ
         self._leaves = [part.clone().requires_grad_() for part in objective.space.split(self._point.theta)]
+        self._replay, self._why = "graph", ""
         self._objective = objective
         self._batched = objective.device.type == "cuda"  # several vectors at once fill a GPU; a CPU is full with one
         if objective.kernels != "torch" and not self._kernels_agree():
             self._objective = objective.replace(kernels="torch")
         self._linearise(free_bytes(objective.device) * RETAIN_FRACTION if memory is None else memory, replay)
+        if self._replay == recorded.get("replay"):
+            self._why = recorded.get("why", self._why)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,6 +97,10 @@ class Hessian(SymmetricOperator):
         retained = sum(graph is not None for graph in self._graphs)
         execution = {**own["execution"], "replay": self._replay, "why": self._why, "retained_chunks": retained}
         return {**own, "operator": "hessian", "theta_sha256": self._point.sha256, "execution": execution}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self.conditions, "data": self._objective.fingerprint}
 
     def cheaper(self, accuracy: float) -> tuple[float, SymmetricOperator] | None:
         """The Hessian of the examples with the largest losses, all but a share ``accuracy`` of their sum.
@@ -133,7 +146,10 @@ class Hessian(SymmetricOperator):
         self._bytes_per_example = f.saved_bytes_per_example(linearised=True)
         seconds, first = seconds_of(lambda: self._graph(f.chunks[0]), self.device)
         first.check()
-        compiler, self._why = self._choose(first, seconds * f.examples / f.partition[0], replay)
+        if self._bytes_per_example * f.partition[0] > memory:
+            compiler, self._why = None, "no memory to keep anything"
+        else:
+            compiler, self._why = self._choose(first, seconds * f.examples / f.partition[0], replay)
         self._replay = "graph" if compiler is None else "compiled"
         self._graphs: list[RetainedGraph | CompiledGraph | None] = []
         self._weight = 0.0
@@ -167,7 +183,7 @@ class Hessian(SymmetricOperator):
             compiled = compiler.linearise(chunk)
             agree = self._agree(compiled, first, vectors=2)  # the first product may spoil what is kept for the second
         except Exception as error:  # of any kind: tracing meets every model's own code
-            return None, f"compiling failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+            return None, f"compiling failed: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         ours, reference = self._seconds(compiled), self._seconds(first)
         times = f"a chunk takes {ours:.3g} s compiled, {reference:.3g} s by its graph"
         if not agree:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -13,13 +15,16 @@ import torch
 
 from sharpness import store
 from sharpness.errors import DataError, NotConvergedError, ShapeError
+from sharpness.journal import HDF5Journal
 from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Objective, Problem
-from sharpness.operators import Hessian
+from sharpness.operators import Hessian, SymmetricOperator, begin_products, recorded_plan
 from sharpness.progress import Progress, silent
 from sharpness.recipes.run_folder import stored
 from sharpness.records import EigenPairs, EpsilonSharpness, SpectralDensity
-from sharpness.spectrum import eigenpairs, spectral_density
+from sharpness.spectrum import default_products, eigenpairs, spectral_density
+
+DISK_SHARE = 0.5  # of what is free that recorded products may take
 
 Report = Callable[[str], Progress]
 """Told the title of a stage, it gives what the stage reports its progress to."""
@@ -131,10 +136,13 @@ def analyse(
     """Top eigenpairs of the Hessian and every ε-sharpness at one place.
 
     ``folder/eigenpairs.h5``, ``folder/density.h5`` (where asked for) and ``folder/sharpness.h5`` are written as each is
-    done, and read where they are there.
+    done, and read where they are there. While eigenpairs are sought, ``folder/eigenpairs.products.h5`` keeps every
+    product, 4·n bytes each in float32 and at most half of the free disk; killed, the search goes on after the last.
     Eigenpairs that do not converge are stored as they are, with their flags.
     """
-    pairs = stored(folder / "eigenpairs.h5", lambda: _eigenpairs(objective, place, plan, seed, report, title))
+    products = folder / "eigenpairs.products.h5"
+    pairs = stored(folder / "eigenpairs.h5", lambda: _eigenpairs(objective, place, plan, products, seed, report, title))
+    products.unlink(missing_ok=True)
     if plan.density_probes:
         stored(folder / "density.h5", lambda: _density(objective, place, plan, seed, report, title))
 
@@ -164,15 +172,39 @@ def _sharpness(
 
 
 def _eigenpairs(
-    objective: Objective, place: Any, plan: AnalysisPlan, seed: int, report: Report, title: str
+    objective: Objective, place: Any, plan: AnalysisPlan, products: Path, seed: int, report: Report, title: str
 ) -> dict[str, EigenPairs]:
     progress = report(f"{title}eigenvalues")
-    operator = Hessian(objective.replace(batchnorm="eval"), place)
-    try:
-        pairs = eigenpairs(operator, plan.eigenpairs, tolerance=plan.tolerance, seed=seed, progress=progress)
-    except NotConvergedError as error:
-        pairs = error.partial
+    execution = recorded_plan(products)  # of a search that was killed: the same plan gives the same bits
+    plainly = objective.replace(batchnorm="eval", kernels=execution.get("kernels"))
+    operator = Hessian(plainly, place, replay=execution or "auto")
+    with _journal(products, operator, default_products(plan.eigenpairs)) as journal:
+        try:
+            pairs = eigenpairs(
+                operator, plan.eigenpairs, tolerance=plan.tolerance, seed=seed, journal=journal, progress=progress
+            )
+        except NotConvergedError as error:
+            pairs = error.partial
     return {"eigenpairs": pairs}
+
+
+@contextmanager
+def _journal(path: Path, operator: SymmetricOperator, products: int) -> Iterator[HDF5Journal | None]:
+    """Where products are kept, as many as there is room for, if any; gone again where none came to be."""
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    room = DISK_SHARE * shutil.disk_usage(there).free / (operator.shape[0] * operator.dtype.itemsize)
+    rows = min(products, int(room))
+    if not rows and not path.exists():
+        yield None
+        return
+    with begin_products(path, operator, max(1, rows)) as journal:
+        try:
+            yield journal
+        finally:
+            if not journal.status.any():
+                path.unlink()
+                with suppress(OSError):  # it holds something else
+                    path.parent.rmdir()
 
 
 def _density(

@@ -212,6 +212,7 @@ def _numbers(found: Analysis) -> dict[str, Any]:
         "eigenvalues": pairs.eigenvalues.tolist(),
         "residuals": pairs.residuals.tolist(),
         "converged": pairs.converged.tolist(),
+        "doubted": pairs.doubted,
         "products": pairs.products,
     }
     sharpness: Mapping[str, Any] = {

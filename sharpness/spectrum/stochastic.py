@@ -60,7 +60,7 @@ def spectral_density(
     steps = min(steps, n)
     nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
     for probe in range(probes):
-        start = normal(n, key=("density", probe), seed=seed, dtype=operator.dtype, device=operator.device)
+        start = normal(1, n, key=("density", probe), seed=seed, dtype=operator.dtype, device=operator.device)
         basis = KrylovBasis(operator, steps, seed, start=start)
         for step in range(steps):
             basis.expand()
