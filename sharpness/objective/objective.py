@@ -11,17 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from sharpness.errors import (
-    NonDeterministicError,
-    NonFiniteError,
-    ShapeError,
-    UnsupportedModelError,
-)
+from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective.batches import chunked, fingerprint, freeze, joined, tree_map
 from sharpness.objective.execution import device_name, exact_arithmetic, saved_bytes
 from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
+from sharpness.objective.verify import verify_answer, verify_split
 from sharpness.params import ParamSpace, Point, as_point
 from sharpness.random import preserved_random_state
 
@@ -401,42 +397,16 @@ class Objective:
     def _verify(self) -> None:
         """At the model's own weights: one finite answer, twice the same, and the parts of a batch add up to it."""
         sample = chunked(self._batches, max(self.chunk_size, SPLIT_EXAMPLES))[0]
-        model = self._snapshot.bound({}, None)
+        term = partial(self._loss, self._snapshot.bound({}, None))
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
-            first, second = (float(self._loss(model, sample).total) for _ in range(2))
-        rounding = 1e-6 if self.dtype == torch.float32 else 1e-12
-        if not math.isfinite(first):
-            raise NonFiniteError(
-                f"expected a finite loss at the model's weights; the first {length(sample)} examples give {first}. "
-                "Check the weights (did training diverge?), the scale of the inputs and, where targets are masked, "
-                "that the loss is no mean over no target: return a pair (sum, weight)."
-            )
-        if abs(first - second) > rounding * abs(first):
-            raise NonDeterministicError(
-                f"expected one answer for the same weights and data; two evaluations gave {first:.9g} and "
-                f"{second:.9g}. Dropout and batch norm are already off; turn off what else is random in the model."
-            )
-        if any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values()):
-            return  # examples are coupled through their batch: there is nothing to add up
-        step = math.ceil(len(self.chunks) / SPLIT_BATCHES)
-        if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
-            sample = joined(self._batches[:SPLIT_EXAMPLES]) or sample
-        for batch in [sample, *(chunked([batch], 16 * SPLIT_EXAMPLES)[0] for batch in self.chunks[::step])]:
-            self._verify_split(model, batch, rounding)
-
-    def _verify_split(self, model: Callable[..., Any], batch: Any, rounding: float) -> None:
-        """The parts of a batch add up to it."""
-        parts = chunked([batch], math.ceil(length(batch) / 3))
-        with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
-            whole = float(self._loss(model, batch).total)
-            shares = (self._loss(model, part) for part in parts)
-            again = math.fsum(float(share.total) for share in shares if float(share.weight))  # none where all is masked
-        if not abs(whole - again) <= 10 * rounding * max(abs(whole), 1e-6 * length(batch)):  # also for NaN
-            raise UnsupportedModelError(
-                f"expected a loss whose batches add up; a batch gives {whole:.9g}, its parts {again:.9g}. A scalar "
-                "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
-                "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
-            )
+            verify_answer(term, sample, self.dtype)
+            if any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values()):
+                return  # examples are coupled through their batch: there is nothing to add up
+            step = math.ceil(len(self.chunks) / SPLIT_BATCHES)
+            if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
+                sample = joined(self._batches[:SPLIT_EXAMPLES]) or sample
+            some = (chunked([chunk], 16 * SPLIT_EXAMPLES)[0] for chunk in self.chunks[::step])
+            verify_split(term, [sample, *some], self.dtype)
 
 
 def _rows(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

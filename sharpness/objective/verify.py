@@ -1,0 +1,46 @@
+"""What is asked of a loss at the model's own weights before anything is computed with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from sharpness.errors import NonDeterministicError, NonFiniteError, UnsupportedModelError
+from sharpness.objective.batches import chunked
+from sharpness.objective.losses import Term, length
+
+ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def verify_answer(term: Callable[[Any], Term], sample: Any, dtype: torch.dtype) -> None:
+    """One finite answer, twice the same."""
+    first, second = (float(term(sample).total) for _ in range(2))
+    if not math.isfinite(first):
+        raise NonFiniteError(
+            f"expected a finite loss at the model's weights; the first {length(sample)} examples give {first}. "
+            "Check the weights (did training diverge?), the scale of the inputs and, where targets are masked, "
+            "that the loss is no mean over no target: return a pair (sum, weight)."
+        )
+    if abs(first - second) > ROUNDING[dtype] * abs(first):
+        raise NonDeterministicError(
+            f"expected one answer for the same weights and data; two evaluations gave {first:.9g} and "
+            f"{second:.9g}. Dropout and batch norm are already off; turn off what else is random in the model."
+        )
+
+
+def verify_split(term: Callable[[Any], Term], batches: Iterable[Any], dtype: torch.dtype) -> None:
+    """The parts of each batch add up to it."""
+    for batch in batches:
+        parts = chunked([batch], math.ceil(length(batch) / 3))
+        whole = float(term(batch).total)
+        shares = [term(part) for part in parts]
+        again = math.fsum(float(share.total) for share in shares if float(share.weight))  # none where all is masked
+        if not abs(whole - again) <= 10 * ROUNDING[dtype] * max(abs(whole), 1e-6 * length(batch)):  # also for NaN
+            raise UnsupportedModelError(
+                f"expected a loss whose batches add up; a batch gives {whole:.9g}, its parts {again:.9g}. A scalar "
+                "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
+                "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
+            )
