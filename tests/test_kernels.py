@@ -106,7 +106,7 @@ def requiring(tensors: dict[str, torch.Tensor], names: str) -> list[torch.Tensor
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """The form of linear layers with a plain product in place of oneDNN's, in float64."""
-    monkeypatch.setattr(kernels, "_multiply", lambda a, b: a @ b.T)
+    monkeypatch.setattr(kernels, "_multiply", lambda a, b, total=None: a @ b.T if total is None else total + a @ b.T)
     monkeypatch.setattr(kernels, "_strided", lambda *tensors: all(t.layout == torch.strided for t in tensors))
 
 
@@ -969,3 +969,28 @@ def test_epsilon_sharpness_in_float32_is_the_same_with_every_kernels_to_the_roun
         numbers = [getattr(measured, field) for measured in found]
         assert numbers == pytest.approx([numbers[0]] * 3, abs=2e-5)
         assert min(numbers) > 0.1
+
+
+def squares(x: torch.Tensor, form: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """A function of x through ``form`` with a second derivative of its own."""
+    return form(x * x - 1).pow(3).sum()
+
+
+@pytest.mark.parametrize("relu", [F.relu, torch.relu, torch.Tensor.relu, nn.ReLU()])
+def test_relu_has_pytorchs_value_and_derivatives_of_every_order(relu):
+    x = torch.linspace(-2, 2, 41, dtype=torch.float64).requires_grad_()  # at 1 and -1 the corner itself
+    with Kernels("bilinear"):
+        ours = squares(x, relu)
+    theirs = squares(x, torch.relu)
+    assert torch.equal(ours, theirs)
+    for _ in range(3):
+        ours, theirs = (torch.autograd.grad(y.sum(), x, create_graph=True)[0] for y in (ours, theirs))
+        assert torch.allclose(ours, theirs, rtol=1e-14, atol=0)
+
+
+def test_relu_in_place_stays_in_place():
+    x = torch.tensor([-1.0, 2.0]).requires_grad_()
+    with Kernels("bilinear"):
+        y = x * 1
+        assert F.relu(y, inplace=True) is y
+    assert torch.autograd.grad(y.sum(), x)[0].tolist() == [0.0, 1.0]

@@ -46,6 +46,10 @@ class Bilinear(ABC):
         ``held_g`` and ``held_x`` are what ``hold`` made of g or x.
         """
 
+    def accumulate(self, total: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        """total + B(x, w), which may reuse the memory of ``total``."""
+        return total.add_(self.apply(x, w))
+
     def hold(self, factor: Tensor) -> Tensor | None:  # noqa: ARG002 - the default needs nothing
         """Another layout of x or g, made once where ``adjoints`` will be asked again and again for the same one."""
         return None
@@ -91,7 +95,10 @@ class _Adjoints(torch.autograd.Function):
         g, x, w, held = ctx.saved_tensors
         ahead = None if u is None else _value(ctx.form, u, w)
         if v is not None:
-            ahead = _value(ctx.form, x, v) if ahead is None else ahead.add_(_value(ctx.form, x, v))
+            if ahead is None or torch.is_grad_enabled():
+                ahead = _value(ctx.form, x, v) if ahead is None else ahead + _value(ctx.form, x, v)
+            else:
+                ahead = ctx.form.accumulate(ahead, x, v)
         wanted = (v is not None and ctx.needs_input_grad[2], u is not None and ctx.needs_input_grad[3])
         factors = g, x if u is None else u, w if v is None else v
         if torch.is_grad_enabled():
@@ -123,6 +130,9 @@ class OneDNNLinear(Bilinear):
             return ahead, _multiply(held_x, g.t()).t()
         return ahead, _multiply(g.t() if held_g is None else held_g, x.t())
 
+    def accumulate(self, total: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return _multiply(x, w, total)
+
     def hold(self, factor: Tensor) -> Tensor | None:
         return factor.t().contiguous()  # else copied at every gᵀx
 
@@ -149,13 +159,49 @@ class Scale(Bilinear):
     def apply(self, x: Tensor, w: Tensor) -> Tensor:
         return x * _per_channel(w, x.ndim)
 
+    def accumulate(self, total: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        return total.addcmul_(x, _per_channel(w, x.ndim))
+
     def adjoints(self, g: Tensor, x: Tensor, w: Tensor, wanted: Wanted, **_: Tensor | None) -> Adjoints:
         over = [0, *range(2, x.ndim)]
         return g * _per_channel(w, x.ndim) if wanted[0] else None, (g * x).sum(over) if wanted[1] else None
 
 
+@final
+class _ReLU(torch.autograd.Function):
+    """max(x, 0), whose second derivative is left out where PyTorch carries it along as zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return _passed(g, ctx.saved_tensors[0].detach())
+
+
+@final
+class _Passed(torch.autograd.Function):
+    """g where y > 0, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return torch.ops.aten.threshold_backward(g, y, 0)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _passed(g, ctx.saved_tensors[0]), None
+
+
+def _passed(g: Tensor, y: Tensor) -> Tensor:
+    return _Passed.apply(g, y) if torch.is_grad_enabled() else torch.ops.aten.threshold_backward(g, y, 0)
+
+
 class Kernels(TorchFunctionMode):
-    """While active, calls of ``linear``, ``conv1d`` … ``conv3d`` and eval-mode ``batch_norm`` take the forms above.
+    """While active, ``linear``, ``conv1d`` … ``conv3d``, eval-mode ``batch_norm`` and ``relu`` take the forms above.
 
     Args:
         name: ``"torch"`` changes nothing, ``"bilinear"`` takes the forms of convolutions and batch norm, ``"onednn"``
@@ -171,6 +217,7 @@ class Kernels(TorchFunctionMode):
         if name != "torch":
             self._forms |= dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), self._convolution)
             self._forms[F.batch_norm] = self._batch_norm
+            self._forms |= dict.fromkeys((F.relu, torch.relu, Tensor.relu), self._relu)
         if name == "onednn":
             self._forms[F.linear] = self._linear
 
@@ -231,6 +278,11 @@ class Kernels(TorchFunctionMode):
         output = self._apply(Scale(), centred, weight * torch.rsqrt(running_var + eps))
         return output if bias is None else output + _per_channel(bias, output.ndim)
 
+    def _relu(self, input: Tensor, inplace: bool = False) -> Tensor | None:
+        if inplace or not torch.is_grad_enabled() or not input.is_floating_point():
+            return None
+        return _ReLU.apply(input)
+
 
 def best_kernels(device: torch.device, dtype: torch.dtype) -> str:
     """Which kernels are fastest there: a property of the machine, the same in every run."""
@@ -258,15 +310,23 @@ def _fastest(run: Callable[[], Any], repeats: int = 5) -> float:
 
 # An operation of its own, so that a compiler leaves it as it is.
 _library = torch.library.Library("sharpness", "DEF")
-_library.define("multiply(Tensor a, Tensor b) -> Tensor")
-_library.impl("multiply", lambda a, b: torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], ""), "CPU")
-_library.impl("multiply", lambda a, b: a.new_empty(len(a), len(b)), "Meta")
+_library.define("multiply(Tensor a, Tensor b, Tensor? total=None) -> Tensor")
 
 
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
-    """a bᵀ by oneDNN, in float32."""
+def _multiply_cpu(a: Tensor, b: Tensor, total: Tensor | None = None) -> Tensor:
+    if total is None:
+        return torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.binary(a, total, b, None, "add")
+
+
+_library.impl("multiply", _multiply_cpu, "CPU")
+_library.impl("multiply", lambda a, b, total=None: a.new_empty(len(a), len(b)), "Meta")  # noqa: ARG005
+
+
+def _multiply(a: Tensor, b: Tensor, total: Tensor | None = None) -> Tensor:
+    """a bᵀ, plus ``total``, by oneDNN in float32."""
     b = b if b.is_contiguous() or b.t().is_contiguous() else b.contiguous()
-    return torch.ops.sharpness.multiply.default(a, b)
+    return torch.ops.sharpness.multiply.default(a, b, total)
 
 
 def _per_channel(values: Tensor, ndim: int) -> Tensor:
