@@ -4,6 +4,8 @@ import errno
 import inspect
 import json
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -70,6 +72,8 @@ class Terminal:
 
     def __init__(self, common: Common) -> None:
         self._common = common
+        self._interrupted = False
+        self._before: Any = None
         self._console = Console(stderr=True)
         self._shown = Console()
         show = not common.quiet and self._console.is_terminal
@@ -86,10 +90,19 @@ class Terminal:
 
     def __enter__(self) -> "Terminal":
         self._bars.start()
+        if threading.current_thread() is threading.main_thread():  # where alone handlers can be set
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, *_: object) -> None:
+        """Raise, and remember: Python drops what is raised in the callback of a weak reference."""
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def report(self, title: str) -> Progress:
         """Begin a stage; the one before is over."""
@@ -99,6 +112,8 @@ class Terminal:
         first: list[tuple[float, int]] = []  # when the first report came, and what had been done by then
 
         def progress(done: int, total: int | None, note: str = "") -> None:
+            if self._interrupted:
+                raise KeyboardInterrupt
             now = time.monotonic()
             if not first:
                 first.append((now, done))
