@@ -100,7 +100,7 @@ def measure(part: str, args: argparse.Namespace) -> Result:
 def _steps(part: str, args: argparse.Namespace) -> Result:
     """One step at j basis vectors, ours and hessian-eigenthings', without the product."""
     n = STEPS[part] // (QUICK_SHARE if args.quick else 1)
-    needed = 4 * n * (max(SIZES) + 8)
+    needed = 4 * n * (2 * max(SIZES) + 8)  # the basis and its images
     if report.free_bytes(args.device) < needed:
         raise Unavailable(f"a basis of {max(SIZES)} vectors of {n:,} numbers needs {needed / 1e9:.1f} GB")
     entries = torch.rand(n, generator=generator("diagonal", seed=0)).to(args.device)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch._inductor
 import torch.nn.functional as F
+from networks import filled, labels, randn
 from torch import nn
 from torch.func import functional_call
 
@@ -22,7 +23,6 @@ from sharpness import Hessian, Minimizer, Objective, cross_entropy
 from sharpness.errors import NonFiniteError, ShapeError, UnsupportedModelError
 from sharpness.operators import compiled, hessian
 from sharpness.operators.compiled import CompiledGraph, Compiler
-from sharpness.random import normal
 
 # torch's own code, as it is imported for compiling, uses what torch calls deprecated.
 pytestmark = pytest.mark.filterwarnings(
@@ -32,24 +32,6 @@ pytestmark = pytest.mark.filterwarnings(
 
 # The same formulas in another order of operations: some hundred roundings along the way, mostly cancelling.
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-
-def randn(*shape: int, key: str = "x") -> torch.Tensor:
-    return normal(*shape, key=(key,), seed=0, dtype=torch.float64)
-
-
-def labels(count: int) -> torch.Tensor:
-    return torch.randint(3, (count,), generator=torch.Generator().manual_seed(1))
-
-
-def filled(module: nn.Module) -> nn.Module:
-    """The module in float64 with numbers of named streams in its weights and statistics."""
-    with torch.no_grad():
-        for name, tensor in [*module.double().named_parameters(), *module.named_buffers()]:
-            if tensor.is_floating_point():
-                numbers = randn(*tensor.shape, key=name)
-                tensor.copy_(0.5 + numbers.abs() if name.endswith("running_var") else 0.5 * numbers)
-    return module
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import filled, labels, randn
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -26,7 +27,6 @@ from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Kernels, kernels
 from sharpness.objective.kernels import KERNELS, Bilinear, Convolution, OneDNNLinear, Scale, best_kernels
 from sharpness.operators.linearised import RetainedGraph
-from sharpness.random import normal
 
 # torch.func compiles some of its own formulas by what torch calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -37,25 +37,6 @@ EXACT = 1e-12
 SINGLE = 2e-6
 # What is asked of float32 products of whole networks: ten times what a layer may be off.
 NETWORK = 1e-5
-
-
-def randn(*shape: int, key: str = "x", dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """The same numbers in float64 and, rounded, in float32."""
-    return normal(*shape, key=(key,), seed=0, dtype=torch.float64).to(dtype)
-
-
-def labels(count: int) -> torch.Tensor:
-    return torch.randint(3, (count,), generator=torch.Generator().manual_seed(1))
-
-
-def filled(module: nn.Module) -> nn.Module:
-    """The module in float64 with numbers of named streams in its weights and statistics."""
-    with torch.no_grad():
-        for name, tensor in [*module.double().named_parameters(), *module.named_buffers()]:
-            if tensor.is_floating_point():
-                numbers = randn(*tensor.shape, key=name)
-                tensor.copy_(0.5 + numbers.abs() if name.endswith("running_var") else 0.5 * numbers)
-    return module
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, relative: float) -> bool:

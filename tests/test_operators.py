@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import filled, labels, randn
 from scipy.sparse.linalg import eigsh
 from torch import nn
 from torch.func import functional_call
@@ -26,24 +27,6 @@ from sharpness.random import normal
 
 # Two exact formulas for one product in float64: some hundred roundings of 1.1e-16 along the way.
 EXACT = 1e-12
-
-
-def randn(*shape: int, key: str = "x") -> torch.Tensor:
-    return normal(*shape, key=(key,), seed=0, dtype=torch.float64)
-
-
-def labels(count: int) -> torch.Tensor:
-    return torch.randint(3, (count,), generator=torch.Generator().manual_seed(1))
-
-
-def filled(module: nn.Module) -> nn.Module:
-    """The module in float64 with numbers of named streams in its weights and statistics."""
-    with torch.no_grad():
-        for name, tensor in [*module.double().named_parameters(), *module.named_buffers()]:
-            if tensor.is_floating_point():
-                numbers = randn(*tensor.shape, key=name)
-                tensor.copy_(0.5 + numbers.abs() if name.endswith("running_var") else 0.5 * numbers)
-    return module
 
 
 def mlp(activation: type[nn.Module] = nn.Tanh) -> nn.Module:

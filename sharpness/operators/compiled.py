@@ -16,8 +16,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sharpness.errors import NonFiniteError
 from sharpness.objective import Kernels, Objective, exact_arithmetic
+from sharpness.operators.linearised import check_finite
 
 
 class CompiledGraph:
@@ -67,11 +67,7 @@ class Compiler:
         """The chunk's values at θ: one gradient and a little more."""
         with torch.no_grad(), exact_arithmetic(self._objective.device):
             weight, finite, *values = self._ahead(*self._inputs(chunk))
-        if not finite:
-            raise NonFiniteError(
-                "expected a finite gradient to linearise; got NaN or infinite entries. Check the weights (did "
-                "training diverge?) and the scale of the inputs."
-            )
+        check_finite(bool(finite))
         return CompiledGraph(self._program, values, float(weight), self._objective.device)
 
     def _inputs(self, chunk: Any) -> list[Any]:

@@ -38,11 +38,7 @@ class RetainedGraph:
 
     def check(self) -> None:
         """Refuse a gradient that is not finite, or whose derivative PyTorch would silently drop."""
-        if not all(bool(part.isfinite().all()) for part in self._parts):
-            raise NonFiniteError(
-                "expected a finite gradient to linearise; got NaN or infinite entries. Check the weights (did "
-                "training diverge?) and the scale of the inputs."
-            )
+        check_finite(all(bool(part.isfinite().all()) for part in self._parts))
         _check_differentiable_twice(self.total)
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -82,6 +78,15 @@ class RetainedGraph:
             leaf.new_zeros((*many, *leaf.shape)) if column is None else column
             for column, leaf in zip(columns, self._leaves, strict=True)
         ]
+
+
+def check_finite(finite: bool) -> None:
+    """Refuse to linearise a gradient that is not."""
+    if not finite:
+        raise NonFiniteError(
+            "expected a finite gradient to linearise; got NaN or infinite entries. Check the weights (did "
+            "training diverge?) and the scale of the inputs."
+        )
 
 
 @once_differentiable
