@@ -94,7 +94,7 @@ def _pairs(args: argparse.Namespace) -> Result:
     took = report.interleaved(runs, args.repeats, args.device)
     lines = []
     for k, pairs in solved.items():
-        needed = pairs.products - pairs.probe_products - k
+        needed = pairs.products - pairs.probe_products - 1
         cells = {"products": pairs.products, "without probe and audit": needed, "restarts": pairs.restarts}
         lines.append(Line(f"k = {k}", took[f"k = {k}"], cells, floor=needed * took["product"].median))
     exponents = {

@@ -99,6 +99,7 @@ class EigenPairs:
     products: int = setting("products used, audit and probe included")
     probe_products: int = setting("products spent on looking for missed pairs")
     probe_passed: bool = setting("whether the last probe found no missed pair")
+    probe_risk: float = setting("probability at most that a pair beyond those found hides from the last probe", 1.0)
     restarts: int = setting("thick restarts")
     floor: float = setting("largest rounding error seen in products, relative to the largest eigenvalue magnitude")
     which: str = setting("end of the spectrum")

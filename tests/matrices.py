@@ -11,10 +11,10 @@ OUTLIERS = [10.0, 8.0, 6.0, 5.0, 4.0, 3.5, 3.0, 2.5, 2.2, 2.0]
 
 
 class Diagonal(SymmetricOperator):
-    """diag(entries), which counts the products that it is asked for and the calls that they come in."""
+    """diag(entries), which counts the products that it is asked for and how many come in each call."""
 
     def __init__(self, entries):
-        self.entries, self.products, self.calls = torch.as_tensor(entries), 0, 0
+        self.entries, self.products, self.widths = torch.as_tensor(entries), 0, []
 
     @property
     def shape(self):
@@ -32,9 +32,13 @@ class Diagonal(SymmetricOperator):
     def conditions(self):
         return {"operator": "diagonal"}
 
+    @property
+    def calls(self):
+        return len(self.widths)
+
     def _product(self, vectors):
         self.products += vectors.shape[1]
-        self.calls += 1
+        self.widths.append(vectors.shape[1])
         return self.entries[:, None] * vectors
 
 

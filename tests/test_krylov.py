@@ -33,10 +33,9 @@ def small_tiles(monkeypatch):
 
 
 def parts(basis):
-    """Q (rows), the next block X, T and the border."""
-    j = basis.size
-    every = basis._rows.read(0, j + basis.width)
-    return every[:j], every[j:], torch.as_tensor(basis.projected[:j, :j]), torch.as_tensor(basis.border)
+    """Q and the pending X as rows, T and the border B."""
+    every = basis._rows.read(0, basis.count)
+    return every[basis.taken], every[basis.pending], torch.as_tensor(basis.projected), torch.as_tensor(basis.border)
 
 
 def defect(basis, matrix):
@@ -46,8 +45,8 @@ def defect(basis, matrix):
 
 
 def fill(basis):
-    while not basis.full:
-        basis.expand()
+    while len(basis.pending) and basis.room(len(basis.pending)):
+        basis.expand(basis.pending)
 
 
 # The relation. Tolerance 1e-12: about 10 · n · eps · ‖A‖ for n = 60 and ‖A‖ ≈ 11 in float64.
@@ -56,12 +55,13 @@ def fill(basis):
 @of_every_kind
 def test_expanding_keeps_the_krylov_relation_and_orthonormal_rows(block, place):
     matrix = random_symmetric(60)
-    basis = KrylovBasis(Dense(matrix), 40, seed=0, block=block, place=place)
+    basis = KrylovBasis(Dense(matrix), 40 + block, seed=0, block=block, place=place)
     for steps in range(1, 40 // block + 1):
-        basis.expand()
+        added = basis.expand(basis.pending)
         rows, following, projected, border = parts(basis)
         assert basis.size == basis.products == steps * block
         assert border.shape == (block, basis.size)
+        assert (added == basis.pending).all()
         assert defect(basis, matrix).abs().max() < 1e-12
         assert disorder(torch.cat([rows, following])) < 1e-14
         assert torch.equal(projected, projected.T)
@@ -72,7 +72,7 @@ def test_expanding_keeps_the_krylov_relation_and_orthonormal_rows(block, place):
 
 @of_every_kind
 def test_lanczos_projection_is_banded_to_rounding(block, place):
-    basis = KrylovBasis(Dense(random_symmetric(60)), 20, seed=1, block=block, place=place)
+    basis = KrylovBasis(Dense(random_symmetric(60)), 20 + block, seed=1, block=block, place=place)
     fill(basis)
     assert basis.size == 20
     assert np.abs(np.triu(basis.projected, block + 1)).max() < 1e-12
@@ -82,12 +82,13 @@ def test_lanczos_projection_is_banded_to_rounding(block, place):
 @of_every_kind
 def test_a_thick_restart_keeps_relation_and_orthonormality_however_often_it_is_done(block, place):
     matrix = random_symmetric(60)
-    basis = KrylovBasis(Dense(matrix), 15, seed=0, block=block, place=place)
+    basis = KrylovBasis(Dense(matrix), 15 + block, seed=0, block=block, place=place)
     for keep in (9, 3, 10, 1, 7):
-        while not basis.full:
-            basis.expand()
+        while basis.room(block):
+            basis.expand(basis.pending)
             assert defect(basis, matrix).abs().max() < 1e-10
-        values, coefficients, residuals = basis.ritz()
+        values, coefficients, _ = ritz = basis.ritz()
+        residuals = ritz.residuals
         basis.restart(values[-keep:], coefficients[:, -keep:])
         rows, following, projected, border = parts(basis)
         assert basis.size == keep
@@ -95,7 +96,6 @@ def test_a_thick_restart_keeps_relation_and_orthonormality_however_often_it_is_d
         assert np.allclose(np.linalg.norm(border, axis=0), residuals[-keep:], rtol=1e-12, atol=0)
         assert defect(basis, matrix).abs().max() < 1e-10
         assert disorder(torch.cat([rows, following])) < 1e-13
-    assert not basis.forgotten.any()
 
 
 @of_every_kind
@@ -103,11 +103,11 @@ def test_residuals_of_ritz_pairs_are_those_of_exact_products(block, place):
     matrix = random_symmetric(60)
     basis = KrylovBasis(Dense(matrix), 20, seed=0, block=block, place=place)
     fill(basis)
-    values, coefficients, residuals = basis.ritz()
-    vectors = basis.vectors(coefficients).columns()
-    exact = torch.linalg.vector_norm(matrix @ vectors - vectors * torch.as_tensor(values), dim=0).numpy()
-    assert np.allclose(residuals, exact, rtol=0, atol=1e-12)
-    assert residuals.min() > 1e-6  # far above the rounding that is allowed here
+    ritz = basis.ritz()
+    vectors = basis.vectors(ritz.coefficients).columns()
+    exact = torch.linalg.vector_norm(matrix @ vectors - vectors * torch.as_tensor(ritz.values), dim=0).numpy()
+    assert np.allclose(ritz.residuals, exact, rtol=0, atol=1e-12)
+    assert ritz.residuals.min() > 1e-6  # far above the rounding that is allowed here
 
 
 @FEW
@@ -122,66 +122,96 @@ def test_however_often_eigenvalues_occur_a_basis_grows_until_it_is_complete(coun
     spectrum = [float(value + 1) for value, count in enumerate(counts) for _ in range(count)]
     matrix, n = with_spectrum(spectrum, seed), len(spectrum)
     basis = KrylovBasis(Dense(matrix), n, seed=seed, block=min(block, n), place=place)
-    residuals = 0
+    sequences = 1
     while not basis.complete:
-        assert basis.width == min(block, n - basis.size)
-        basis.expand()
-        residuals += int((np.abs(basis.border).max(axis=1, initial=0.0) > 1e-10).sum())
+        if not len(basis.pending):
+            basis.add_random()
+            sequences += 1
+        basis.expand(basis.pending)
         rows, following, _, _ = parts(basis)
         assert defect(basis, matrix).abs().max() < 1e-12
         assert disorder(torch.cat([rows, following])) < 1e-13
-    assert basis.width == 0
-    assert np.allclose(basis.ritz()[0], spectrum, rtol=0, atol=1e-12)
-    if block == 1:  # invariant after as many steps as there are distinct eigenvalues
-        assert residuals <= n - max(counts)
+    assert not len(basis.pending)
+    assert np.allclose(basis.ritz().values, spectrum, rtol=0, atol=1e-12)
+    assert sequences <= max(counts)  # each sees every eigenvalue once
 
 
-def test_dependent_residuals_give_rows_of_zeros_in_the_border():
+def test_dependent_residuals_give_fewer_rows():
     matrix = with_spectrum([3.0] * 6 + [1.0] * 6)
     start = torch.eye(12, dtype=torch.float64)[:2]
     basis = KrylovBasis(Dense(matrix), 12, seed=0, start=torch.cat([start, matrix[:1]]), block=3)
-    basis.expand()  # the block is e₁, e₂, A e₁: the residuals of e₁ and A e₁ are none, since A² = 4 A − 3
-    rows, following, _, border = parts(basis)
-    assert border.shape == (3, 3)
-    assert (border.abs().max(dim=1).values > 0.1).tolist() == [True, False, False]
+    following = basis.expand(basis.pending)  # e₁, e₂, A e₁: the residuals of e₁ and A e₁ are none, since A² = 4 A − 3
+    rows, pending, _, border = parts(basis)
+    assert following.tolist() == [3]
+    assert border.shape == (1, 3)
     assert defect(basis, matrix).abs().max() < 1e-13
-    assert disorder(torch.cat([rows, following])) < 1e-14
+    assert disorder(torch.cat([rows, pending])) < 1e-14
 
 
 @of_every_kind
 def test_one_call_multiplies_the_whole_block(block, place):
     operator = Diagonal(torch.linspace(-1, 1, 50, dtype=torch.float64))
-    basis = KrylovBasis(operator, 20, seed=0, block=block, place=place)
+    basis = KrylovBasis(operator, 20 + block, seed=0, block=block, place=place)
     fill(basis)
     assert basis.products == operator.products == 20
     assert operator.calls == 20 // block
 
 
+@of_every_kind
+def test_rows_may_be_multiplied_in_any_order(block, place):
+    matrix = random_symmetric(60)
+    basis = KrylovBasis(Dense(matrix), 55, seed=0, block=block + 2, place=place)
+    for step in range(8):
+        basis.expand(basis.pending[step % 3 : step % 3 + block])
+        rows, following, projected, _ = parts(basis)
+        assert defect(basis, matrix).abs().max() < 1e-12
+        assert disorder(torch.cat([rows, following])) < 1e-14
+        assert torch.allclose(projected, rows @ matrix @ rows.T, rtol=0, atol=1e-12)
+
+
 def test_rows_that_lie_elsewhere_are_the_same_rows():
     matrix = random_symmetric(60)
-    bases = [KrylovBasis(Dense(matrix), 20, seed=0, block=2, place=place) for place in PLACES]
+    bases = [KrylovBasis(Dense(matrix), 22, seed=0, block=2, place=place) for place in PLACES]
     for basis in bases:
         fill(basis)
         values, coefficients, _ = basis.ritz()
         basis.restart(values[-5:], coefficients[:, -5:])
-        fill(basis)
-        values, coefficients, _ = basis.ritz()
-        basis.deflate(values[-5:], coefficients[:, -5:])
+        basis.add_random()
         fill(basis)
     for mine, theirs in zip(*map(parts, bases), strict=True):
         assert torch.allclose(mine, theirs, rtol=0, atol=1e-9)  # rounding, grown over 45 steps
 
 
-def test_a_basis_holds_no_more_vectors_than_allowed_and_one_block():
+@of_every_kind
+def test_another_sequence_begins_beside_the_first_and_is_blind_to_it(block, place):
+    matrix = random_symmetric(60)
+    basis = KrylovBasis(Dense(matrix), 40, seed=0, block=block, place=place)
+    while basis.size < 10:
+        basis.expand(basis.pending)
+    old, before = basis.taken, basis.ritz()
+    added = [basis.add_random()]
+    for _ in range(5):
+        added += basis.expand(np.array(added[-1:])).tolist()
+    assert defect(basis, matrix).abs().max() < 1e-12
+    assert disorder(basis._rows.read(0, basis.count)) < 1e-13
+    assert np.abs(basis._couplings[np.ix_(old, added)]).max() < 1e-13
+    projected = basis.within(added)
+    assert np.abs(np.triu(projected, 2)).max() < 1e-12
+    both = np.sort(np.append(before.values, np.linalg.eigvalsh(projected[:-1, :-1])))
+    assert np.allclose(basis.ritz().values, both, rtol=0, atol=1e-12)
+
+
+def test_a_basis_holds_no_more_vectors_than_allowed():
     for block in BLOCKS:
         basis = KrylovBasis(Diagonal(torch.arange(1000.0)), 12, seed=0, block=block)
-        assert basis._rows.read(0, basis._rows.count).shape == (12 + block, 1000)
+        fill(basis)
+        assert basis.count <= basis._rows.count == 12
 
 
 def test_float32_rows_stay_orthonormal_to_float32_rounding():
     entries = torch.cat([torch.tensor(OUTLIERS), torch.linspace(-0.1, 0.1, 2000)])
     for block in BLOCKS:
-        basis = KrylovBasis(Diagonal(entries), 80, seed=0, block=block)
+        basis = KrylovBasis(Diagonal(entries), 80 + block, seed=0, block=block)
         fill(basis)
         # dot products of 2,010 terms round to a few eps
         assert disorder(basis._rows.read(0, 80 + block)) < 20 * torch.finfo(torch.float32).eps
@@ -191,82 +221,9 @@ def test_nearly_equal_starts_are_orthogonal_all_the_same():
     first = torch.ones(1, 200) / 200**0.5
     starts = first + 1e-5 * torch.randn(4, 200, generator=torch.Generator().manual_seed(0))
     operator = Diagonal(torch.linspace(0, 1, 200))
-    basis = KrylovBasis(operator, 40, seed=0, start=starts, block=4)
+    basis = KrylovBasis(operator, 44, seed=0, start=starts, block=4)
     fill(basis)
     assert disorder(basis._rows.read(0, 44)) < 20 * torch.finfo(torch.float32).eps
-
-
-# Deflation
-
-
-@of_every_kind
-def test_deflating_drops_exactly_the_residuals_that_forgotten_says(block, place):
-    matrix = random_symmetric(60)
-    basis = KrylovBasis(Dense(matrix), 20, seed=0, block=block, place=place)
-    fill(basis)
-    values, coefficients, residuals = basis.ritz()
-    basis.deflate(values[-5:], coefficients[:, -5:])
-    rows, following, _, border = parts(basis)
-    assert border.shape == (block, 5)
-    assert not border.any()
-    assert disorder(torch.cat([rows, following])) < 1e-13
-    lost = torch.linalg.vector_norm(defect(basis, matrix), dim=0).numpy()
-    assert np.allclose(lost, residuals[-5:], rtol=1e-9)
-    assert np.allclose(basis.forgotten, residuals[-5:], rtol=1e-12)
-
-
-@of_every_kind
-def test_after_deflation_the_projection_is_exact_and_the_defect_is_within_forgotten(block, place):
-    matrix = random_symmetric(60)
-    basis = KrylovBasis(Dense(matrix), 20, seed=0, block=block, place=place)
-    for keep in (5, 8):  # the second time rows that have forgotten something are rotated and forget more
-        fill(basis)
-        values, coefficients, _ = basis.ritz()
-        basis.deflate(values[-keep:], coefficients[:, -keep:])
-        for _ in range(2):
-            basis.expand()
-            rows, following, projected, _ = parts(basis)
-            assert (projected - rows @ matrix @ rows.T).abs().max() < 1e-10
-            assert disorder(torch.cat([rows, following])) < 1e-13
-            lost = torch.linalg.vector_norm(defect(basis, matrix), dim=0).numpy()
-            assert (lost <= basis.forgotten + 1e-10).all()
-            assert not basis.forgotten[keep:].any()
-    values, coefficients, recurrence = basis.ritz()
-    vectors = basis.vectors(coefficients).columns()
-    exact = torch.linalg.vector_norm(matrix @ vectors - vectors * torch.as_tensor(values), dim=0).numpy()
-    assert (exact <= recurrence + basis.forgotten_residuals(coefficients) + 1e-10).all()
-
-
-def test_couplings_to_deflated_vectors_enter_the_projection():
-    matrix = random_symmetric(60)
-    basis = KrylovBasis(Dense(matrix), 12, seed=0)
-    for _ in range(6):
-        basis.expand()
-    values, coefficients, residuals = basis.ritz()
-    basis.deflate(values[-2:], coefficients[:, -2:])
-    basis.expand()
-    rows, _, projected, _ = parts(basis)
-    couplings = rows[:2] @ matrix @ rows[2]
-    assert couplings.abs().max() > 1e-3 * residuals.max()  # not converged, so the new vector sees the old ones
-    assert torch.allclose(projected[:2, 2], couplings, rtol=0, atol=1e-12)
-
-
-def test_the_width_may_change_where_a_basis_is_deflated():
-    matrix = random_symmetric(60)
-    basis = KrylovBasis(Dense(matrix), 30, seed=0, block=4)
-    fill(basis)
-    values, coefficients, _ = basis.ritz()
-    basis.block = 1
-    basis.deflate(values[-3:], coefficients[:, -3:])
-    basis.expand()
-    assert (basis.size, basis.width) == (4, 1)
-    basis.block = 4
-    basis.expand()  # one residual and three random rows
-    assert (basis.size, basis.width) == (5, 4)
-    rows, following, projected, border = parts(basis)
-    assert disorder(torch.cat([rows, following])) < 1e-13
-    assert not border[1:].any()
-    assert (projected - rows @ matrix @ rows.T).abs().max() < 1e-11
 
 
 # Rounding
@@ -277,9 +234,8 @@ def test_the_discrepancy_of_exact_products_is_rounding_and_that_of_noisy_ones_th
         operator = Noisy(torch.linspace(0, 1, 300, dtype=torch.float64) ** 4, noise)
         basis = KrylovBasis(operator, 60, seed=0)
         fill(basis)
-        values, coefficients, _ = basis.ritz()
         before = operator.products
-        found = basis.discrepancy(values[-1], coefficients[:, -1])
+        found = basis.discrepancy(basis.ritz().coefficients[:, -1])
         assert operator.products == basis.products == before + 1
         # two errors of this size add up, of the product and of those that the vector is made of
         assert found <= 3 * noise + 1e-14

@@ -317,6 +317,12 @@ def test_a_failed_probe_is_said():
     assert any("the probe found a missed pair" in text for text in texts(figure))
 
 
+def test_the_risk_of_a_missed_pair_is_said_where_it_is_known():
+    told, silent = texts(draw(eigenpairs(probe_risk=0.002)).figure), texts(draw(eigenpairs(probe_risk=1.0)).figure)
+    assert any("missed pairs: probability 0.002 at most" in text for text in told)
+    assert not any("missed pairs" in text for text in silent)
+
+
 def test_eigenvalues_of_both_signs_and_sizes_get_a_symlog_axis():
     assert draw(eigenpairs(values=(1e3, 1.0, -1e2))).get_yscale() == "symlog"
     assert draw(eigenpairs(values=(3.0, 1.0, -2.0))).get_yscale() == "linear"

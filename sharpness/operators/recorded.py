@@ -91,7 +91,8 @@ class Recorded(SymmetricOperator):
             first = self._first_rows[digest]
             self.answered += vectors.shape[1]
             kept = [self._journal.row("image", first + column) for column in range(vectors.shape[1])]
-            return torch.as_tensor(np.stack(kept, axis=1), device=self.device)
+            # A copy: sums round by how memory is aligned, and NumPy's is not as torch's.
+            return torch.tensor(np.stack(kept, axis=1), device=self.device)
         images = (self._operator @ vectors).contiguous()  # as from the journal: sums over them then round the same
         rows = range(self._next, self._next + vectors.shape[1])
         if rows.stop <= len(self._journal):

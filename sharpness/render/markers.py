@@ -36,9 +36,15 @@ def draw_eigenpairs(record: EigenPairs, ax: Axes, family: Sequence[EigenPairs]) 
         f"bars: {axis_label(record, 'residuals')}, tolerance {number_text(record.tolerance)}",
         policy_text(record.conditions.get("batchnorm")),
         f"{failed} of {number.size} not converged" if failed else "",
-        "" if record.probe_passed else "the probe found a missed pair",
+        _probe_text(record),
     )
     return [ax]
+
+
+def _probe_text(record: EigenPairs) -> str:
+    if not record.probe_passed:
+        return "the probe found a missed pair"
+    return f"missed pairs: probability {number_text(record.probe_risk)} at most" if record.probe_risk < 1 else ""
 
 
 def draw_certified(

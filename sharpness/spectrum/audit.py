@@ -13,9 +13,7 @@ from sharpness.spectrum.rows import Rows
 
 COLUMNS_AT_ONCE = 16  # vectors in one block product: enough to share what its vectors have in common
 FAR_BELOW = 0.1  # of the tolerance: residuals below this agree, whatever either of them is
-ROUNDING = (
-    3.0  # floors that an exact residual may lie above the recurrence's: products of other vectors round otherwise
-)
+ROUNDING = 3.0  # floors that an exact residual may exceed the recurrence's by: other products round otherwise
 
 
 def images_of(operator: SymmetricOperator, vectors: Rows) -> Rows:
@@ -56,21 +54,15 @@ def rayleigh_ritz(vectors: Rows, images: Rows) -> tuple[np.ndarray, np.ndarray]:
     return values, squares.sqrt().cpu().numpy()
 
 
-def discrepancy(operator: SymmetricOperator, vectors: Rows, images: Rows, seed: int) -> float:
-    """‖A Vᵀω − Wᵀω‖ for vectors V, images W and random weights ω of magnitude 1 to 2, by one product.
+def combination(count: int, seed: int) -> np.ndarray:
+    """Random weights ω of magnitude 1 to 2 by which the errors e of ``count`` images are checked with one product.
 
-    Where images were put together from products of other vectors, this is what rounding makes of that. It estimates the
-    root of the sum of squared errors of all images, so that of each is less; it is large where the products are none of
-    one matrix.
+    ‖Σ ω e‖ estimates the root of Σ ω² ‖e‖², which is no less than any ‖e‖. That it is less than t·‖e‖ for a given e
+    has a probability of at most t, whatever the others are.
     """
     drawn = generator("audit", seed=seed)
-    signs = 2 * torch.randint(0, 2, (1, vectors.count), generator=drawn) - 1
-    weights = signs * (1 + torch.rand(1, vectors.count, generator=drawn, dtype=torch.float64))
-    x, y = (
-        torch.cat([weights.to(rows.device) @ rows.cut(columns).double() for columns in rows.chunks()], dim=1)[0]
-        for rows in (vectors, images)
-    )
-    return float(((operator @ x.to(operator.dtype)).double() - y).norm())
+    signs = 2 * torch.randint(0, 2, (count,), generator=drawn) - 1
+    return (signs * (1 + torch.rand(count, generator=drawn, dtype=torch.float64))).numpy()
 
 
 def agrees(exact: np.ndarray, recurrence: np.ndarray, floor: float, tolerance: float) -> np.ndarray:

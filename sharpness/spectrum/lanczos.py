@@ -1,6 +1,9 @@
-"""A block Krylov basis with full re-orthogonalisation and thick restart."""
+"""A Krylov basis of one sequence or several, with full re-orthogonalisation and thick restart."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,32 +13,48 @@ from sharpness.operators import SymmetricOperator
 from sharpness.random import normal
 from sharpness.spectrum.rows import Rows
 
-CANCELLED = 0.1  # of a row's norm left by its neighbours in the block: below, rounding in Q is worth a third pass
+CANCELLED = 0.1  # of a row's norm left by its neighbours in the block: below, rounding in Q is worth another pass
+
+
+class Ritz(NamedTuple):
+    """Ritz values θ (ascending), coefficients of the Ritz vectors y in the multiplied rows, and what A y − θ y is.
+
+    ``border`` has a row for each pending row of the basis and a column for each y.
+    """
+
+    values: np.ndarray
+    coefficients: np.ndarray
+    border: np.ndarray
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """The norms ‖A y − θ y‖."""
+        return np.linalg.norm(self.border, axis=0)
 
 
 class KrylovBasis:
-    """Orthonormal rows Q (j of them), T = Q A Qᵀ and the next block X (b rows), such that A Qᵀ = Qᵀ T + Xᵀ B.
+    """Orthonormal rows, of which some, Q, have been multiplied by A and the others, X, are pending: A Qᵀ = Qᵀ T + Xᵀ B.
 
-    Growing by ``expand`` is the (block) Lanczos recurrence, of which B, of shape (b, j), is the border; ``restart``
-    keeps chosen Ritz vectors and the relation (thick restart, Wu and Simon 2000); ``deflate`` keeps them and goes on
-    from random rows, which finds what a Krylov sequence of b rows cannot: an eigenvector beyond the b-th of one
-    eigenvalue. A row of X that is no residual, because none was left to be one, is random and has zeros in B.
+    T = Q A Qᵀ and B = X A Qᵀ are known from the products. To ``expand`` all pending rows again and again is the (block)
+    Lanczos recurrence; ``restart`` keeps chosen Ritz vectors and the relation (thick restart, Wu and Simon 2000);
+    ``add_random`` begins another sequence beside the first, for what that cannot see: a Krylov sequence of b rows finds
+    an eigenvalue at most b times. The relation always holds to rounding: residuals of Ritz pairs are known from B.
 
     Args:
         operator: A, of shape (n, n).
-        capacity: most rows of Q, at most n; there is room for one more block, and for the images A q of all rows.
+        capacity: most rows held, pending ones included.
         seed: of the random rows.
-        start: the first block, of shape (s, n), made orthonormal; default and rest: random rows.
-        block: b, rows of every further block, of which the last may have fewer.
+        start: the first rows, of shape (s, n), made orthonormal.
+        block: rows to begin with at least; random ones are added.
         place: where the rows lie, ``"device"`` or ``"host"``.
 
-    Cost: ``expand`` takes b products, in one call, and 4·j·n multiplications for each.
+    Cost: ``expand`` takes a product for each row, in one call, and 2·j·n multiplications where j rows are held.
 
     >>> from sharpness.operators import Dense
     >>> basis = KrylovBasis(Dense(torch.diag(torch.tensor([1.0, 2.0, 3.0]))), 3, seed=0, start=torch.ones(1, 3))
-    >>> basis.expand()  # Q = (1, 1, 1)/√3, T = mean, B = standard deviation
-    >>> basis.projected[0, 0].round(4), basis.border.round(4)
-    (np.float64(2.0), array([[0.8165]]))
+    >>> new = basis.expand(basis.pending)  # Q = (1, 1, 1)/√3, T = mean, B = standard deviation
+    >>> basis.projected.round(4), basis.border.round(4)
+    (array([[2.]]), array([[0.8165]]))
     """
 
     def __init__(
@@ -50,171 +69,172 @@ class KrylovBasis:
     ) -> None:
         n = operator.shape[0]
         self._operator, self._seed, self._draws = operator, seed, 0
-        self.capacity, self.size, self.block = min(capacity, n), 0, block
-        count = min(self.capacity + max(block, 0 if start is None else len(start)), 2 * n)
-        self._rows = Rows(count, n, dtype=operator.dtype, device=operator.device, place=place)
-        self._images = self._rows.like(self.capacity)
-        self.projected = np.zeros((self.capacity, self.capacity))
-        self.border = np.zeros((0, 0))
-        self.forgotten = np.zeros(0)  # per row of Q: norm of the residual that ``deflate`` dropped
+        self.capacity, self.count = min(capacity, n), 0
+        self._rows = Rows(self.capacity, n, dtype=operator.dtype, device=operator.device, place=place)
+        self._couplings = np.zeros((self.capacity, self.capacity))  # ⟨p, A q⟩ where p or q has been multiplied, else 0
+        self._multiplied = np.zeros(self.capacity, dtype=bool)
         self.products = 0
         self.asymmetry = 0.0
-        self._continue_with(self._rows.read(0, 0) if start is None else start)
+        if start is not None:
+            self._append(start)
+        while self.count < min(block, n):
+            self.add_random()
 
     @property
-    def width(self) -> int:
-        """Rows of X: how many products the next ``expand`` takes."""
-        return len(self.border)
+    def taken(self) -> np.ndarray:
+        """Indices of the rows of Q."""
+        return np.flatnonzero(self._multiplied[: self.count])
 
     @property
-    def full(self) -> bool:
-        """Whether X has no room in Q before a restart."""
-        return self.size + self.width > self.capacity
+    def pending(self) -> np.ndarray:
+        """Indices of the rows of X."""
+        return np.flatnonzero(~self._multiplied[: self.count])
+
+    @property
+    def size(self) -> int:
+        """Rows of Q."""
+        return int(self._multiplied.sum())
+
+    @property
+    def projected(self) -> np.ndarray:
+        """T."""
+        return self._couplings[np.ix_(self.taken, self.taken)]
+
+    @property
+    def border(self) -> np.ndarray:
+        """B."""
+        return self._couplings[np.ix_(self.pending, self.taken)]
 
     @property
     def complete(self) -> bool:
         """Whether Q spans the whole space, so that T is A itself in another basis."""
         return self.size == self._operator.shape[0]
 
-    def expand(self) -> None:
-        """One product for each row of X, in one call: X joins Q."""
-        j, width = self.size, self.width
-        images = self._operator @ self._rows.read(j, j + width).T
-        self.products += width
-        self._images.write(j, images.T)
-        residual, coefficients = self._rows.orthogonalise(images.T, j + width)
-        columns = coefficients.double().cpu().numpy()
-        self._check(columns)
-        if not self.forgotten.any():  # ⟨X, A Q⟩ is the border: what differs is rounding in the products
-            self.asymmetry = max(self.asymmetry, float(np.abs(columns[:j] - self.border.T).max(initial=0.0)))
-        self.size = j + width
-        columns[j:] = (columns[j:] + columns[j:].T) / 2
-        self.projected[: self.size, j : self.size] = columns
-        self.projected[j : self.size, : self.size] = columns.T
-        self.forgotten = np.append(self.forgotten, np.zeros(width))
-        self._continue_with(residual)
+    def room(self, rows: int) -> bool:
+        """Whether so many rows can be added."""
+        return min(self.count + rows, self._operator.shape[0]) <= self.capacity
 
-    def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ritz values (ascending), coefficients of the Ritz vectors in Q (columns), and residual norms ‖A y − θ y‖.
+    def expand(self, rows: np.ndarray) -> np.ndarray:
+        """One product for each of these pending rows, in one call; returns the pending rows that come of it.
 
-        What ``deflate`` dropped is not in these norms; ``forgotten_residuals`` bounds it.
+        These are fewer than ``rows`` where A maps the span of Q into itself.
         """
-        values, coefficients = np.linalg.eigh(self.projected[: self.size, : self.size])
-        return values, coefficients, np.linalg.norm(self.border @ coefficients, axis=0)
+        count, images = self.count, self._operator @ self._rows.take(rows).T
+        images = images.T.flatten().view(len(rows), -1)  # whatever the strides were: sums then round the same
+        self.products += len(rows)
+        columns = self._couplings[:count, rows]
+        columns[rows] = self._among(rows, images)
+        known = np.flatnonzero(columns.any(axis=1))
+        first, last = (known[0], known[-1] + 1) if len(known) else (0, 0)
+        rest = self._rows.subtract(images, torch.as_tensor(columns[first:last]), first)
+        rest, found = self._rows.orthogonalise(rest, count)
+        corrections = found.double().cpu().numpy()
+        columns += corrections
+        taken = self.taken
+        self.asymmetry = max(self.asymmetry, float(np.abs(corrections[taken]).max(initial=0.0)))
+        columns[rows] = (columns[rows] + columns[rows].T) / 2
+        self._couplings[:count, rows], self._couplings[rows, :count] = columns, columns.T
+        self._multiplied[rows] = True
+        factor = self._append(rest)
+        following = np.arange(count, self.count)
+        self._couplings[np.ix_(following, rows)], self._couplings[np.ix_(rows, following)] = factor, factor.T
+        return following
 
-    def forgotten_residuals(self, coefficients: np.ndarray) -> np.ndarray:
-        """For combinations of Q's rows, a bound on the part of the residual that ``deflate`` dropped."""
-        return self.forgotten @ np.abs(coefficients)
+    def add_random(self) -> int:
+        """A random row, orthogonal to all others; returns its index. A Qᵀ has no part along it."""
+        n, key = self._operator.shape[0], ("lanczos", self._draws)
+        self._draws += 1
+        row = normal(1, n, key=key, seed=self._seed, dtype=self._rows.dtype, device=self._rows.device)
+        row = self._rows.orthogonalise(row / row.norm(), self.count)[0]
+        return self._put(row / row.norm())
+
+    def within(self, rows: Sequence[int]) -> np.ndarray:
+        """⟨p, A q⟩ for these rows p and q, of which all but the last have been multiplied."""
+        return self._couplings[np.ix_(rows, rows)]
+
+    def ritz(self) -> Ritz:
+        """All Ritz pairs of T."""
+        values, coefficients = np.linalg.eigh(self.projected)
+        return Ritz(values, coefficients, self.border @ coefficients)
 
     def vectors(self, coefficients: np.ndarray) -> Rows:
         """Linear combinations of Q's rows, one to a column of ``coefficients``, as new rows."""
-        combined = self._rows.like(coefficients.shape[1])
-        self._rows.combine(coefficients, combined)
-        return combined
+        return self._combined(self._of_all(coefficients))
 
-    def images(self, coefficients: np.ndarray) -> Rows:
-        """A times ``vectors(coefficients)``, put together from the products that Q has taken."""
-        combined = self._images.like(coefficients.shape[1])
-        self._images.combine(coefficients, combined)
-        return combined
-
-    def discrepancy(self, value: float, coefficients: np.ndarray) -> float:
-        """‖A y − (θ y + Xᵀ B c)‖ of one Ritz pair θ, y = Qᵀ c, by one product: what rounding does to the recurrence.
-
-        Only where nothing has been forgotten.
-        """
-        y = self.vectors(coefficients[:, None]).read(0, 1)
-        following = self._rows.read(self.size, self.size + self.width)
-        weights = torch.as_tensor(self.border @ coefficients, device=y.device)
-        image = (self._operator @ y.T).T.double()
+    def discrepancy(self, coefficients: np.ndarray) -> float:
+        """‖A y − (Qᵀ T + Xᵀ B) c‖ of y = Qᵀ c, by one product: what rounding does to the relation."""
+        predicted = self._couplings[: self.count, self.taken] @ coefficients
+        two = self._combined(np.column_stack([self._of_all(coefficients[:, None]), predicted]))
+        image = self._operator @ two.read(0, 1).T
         self.products += 1
-        return _norm(image - value * y.double() - weights @ following.double())
+        return _norm(image.T.double() - two.read(1, 2).double())
 
     def restart(self, values: np.ndarray, coefficients: np.ndarray) -> None:
-        """Keep these Ritz pairs and the next block; forget the rest."""
-        kept = len(values)
-        following = self._rows.read(self.size, self.size + self.width).clone()
-        for rows in (self._rows, self._images):
-            rows.combine(coefficients, rows)
-        self._rows.write(kept, following)
-        self.projected[:] = 0.0
-        self.projected[:kept, :kept] = np.diag(values)
-        self.border = self.border @ coefficients
-        self.forgotten = self.forgotten_residuals(coefficients)
-        self.size = kept
+        """Keep these Ritz pairs and the pending rows; forget the rest."""
+        kept, pending, border = len(values), self._rows.take(self.pending), self.border @ coefficients
+        pending = pending.clone()
+        self._rows.combine(self._of_all(coefficients), self._rows)
+        self._rows.write(kept, pending)
+        self.count = kept + len(pending)
+        self._multiplied[:] = np.arange(self.capacity) < kept
+        self._couplings[:] = 0.0
+        self._couplings[:kept, :kept] = np.diag(values)
+        self._couplings[kept : self.count, :kept] = border
+        self._couplings[:kept, kept : self.count] = border.T
 
-    def deflate(self, values: np.ndarray, coefficients: np.ndarray) -> None:
-        """Keep these (converged) Ritz pairs and go on from ``block`` random rows orthogonal to them."""
-        self.restart(values, coefficients)
-        self.forgotten += np.linalg.norm(self.border, axis=0)
-        self._continue_with(self._rows.read(0, 0))
-
-    def adopt(self, vectors: Rows, images: Rows, values: np.ndarray, residuals: np.ndarray) -> None:
-        """Begin with these orthonormal Ritz vectors, found elsewhere, and go on as after ``deflate``."""
-        for rows, given in ((self._rows, vectors), (self._images, images)):
-            rows.write(0, given.read(0, given.count))
-        self.size = len(values)
-        self.projected[:] = 0.0
-        self.projected[: self.size, : self.size] = np.diag(values)
-        self.forgotten = residuals.copy()
-        self._continue_with(self._rows.read(0, 0))
-
-    def _continue_with(self, candidates: torch.Tensor) -> None:
-        """Make X from the residuals of the last rows of Q (at the start: from given rows), and their border."""
-        factor = self._orthonormalise(candidates)
-        room = self._operator.shape[0] - self.size
-        width = min(max(self.block, len(factor)), room)
-        for row in range(len(factor), width):
-            self._rows.write(self.size + row, self._random_direction(self.size + row))
-        self.border = np.zeros((width, self.size))
-        if self.size:
-            self.border[: len(factor), self.size - len(candidates) :] = factor
-
-    def _orthonormalise(self, candidates: torch.Tensor) -> np.ndarray:
-        """Orthonormal rows of X, as many as the candidates span, and F such that the candidates are Fᵀ X.
-
-        Gram–Schmidt row by row. The candidates are orthogonal to Q to their own rounding, which grows by as much as
-        the rows before them cancel them.
-        """
-        factor = np.zeros((len(candidates), len(candidates)))
-        first, count, room = self.size, 0, self._operator.shape[0] - self.size
-        for index in range(len(candidates)):
-            row = candidates[index : index + 1]
-            rest, coefficients = self._rows.orthogonalise(row, first + count, first)
-            norm = _norm(rest)
-            factor[:count, index] = coefficients[:, 0].double().cpu().numpy()
-            if norm <= self._negligible() or count == room:
-                continue
-            if norm < CANCELLED * _norm(row):
-                rest = self._rows.orthogonalise(rest / norm, first + count)[0]
-                rest = rest * (norm / _norm(rest))
-            factor[count, index] = norm
-            self._rows.write(first + count, rest / norm)
-            count += 1
-        return factor[:count]
-
-    def _random_direction(self, count: int) -> torch.Tensor:
-        """A random unit vector, of shape (1, n), orthogonal to the first rows, from the solver's next stream."""
-        n, key = self._operator.shape[0], ("lanczos", self._draws)
-        self._draws += 1
-        vector = normal(1, n, key=key, seed=self._seed, dtype=self._rows.dtype, device=self._rows.device)
-        for _ in range(2):
-            vector = self._rows.orthogonalise(vector / vector.norm(), count)[0]
-        return vector / vector.norm()
-
-    def _negligible(self) -> float:
-        """A residual below this is rounding: the basis is invariant."""
-        scale = np.abs(self.projected[: self.size, : self.size]).max(initial=0.0)
-        return float(10 * torch.finfo(self._rows.dtype).eps * scale * np.sqrt(self.size))
-
-    def _check(self, columns: np.ndarray) -> None:
-        bad = ~np.isfinite(columns).all(axis=0)
+    def _among(self, rows: np.ndarray, images: torch.Tensor) -> np.ndarray:
+        """⟨x, A y⟩ for pending rows x and y, from the images A y."""
+        gram = (self._rows.take(rows) @ images.T).double().cpu().numpy()
+        bad = ~np.isfinite(gram).all(axis=0)
         if bad.any():
             number = self.products - len(bad) + int(bad.argmax()) + 1
             raise NonFiniteError(
                 f"expected finite products; product {number} holds NaN or infinite entries. "
                 "Try float64 (dtype=torch.float64), or check the weights."
             )
+        return (gram + gram.T) / 2
+
+    def _append(self, candidates: torch.Tensor) -> np.ndarray:
+        """Add orthonormal rows X, as many as candidates (orthogonal to all rows) span; F, that these are Fᵀ X.
+
+        Gram–Schmidt row by row. The candidates are orthogonal to earlier rows to their own rounding, which grows by as
+        much as the rows before them cancel them.
+        """
+        factor = np.zeros((len(candidates), len(candidates)))
+        first, negligible = self.count, self._negligible()
+        for index in range(len(candidates)):
+            row = candidates[index : index + 1]
+            rest, found = self._rows.orthogonalise(row, self.count, first)
+            factor[: len(found), index] = found[:, 0].double().cpu().numpy()
+            norm = _norm(rest)
+            if norm <= negligible or self.count == self._operator.shape[0]:
+                continue
+            if self.count > first and norm < CANCELLED * _norm(row):
+                rest = self._rows.orthogonalise(rest, self.count)[0]
+            factor[self.count - first, index] = norm
+            self._put(rest / _norm(rest))
+        return factor[: self.count - first]
+
+    def _put(self, row: torch.Tensor) -> int:
+        self._rows.write(self.count, row)
+        self.count += 1
+        return self.count - 1
+
+    def _of_all(self, coefficients: np.ndarray) -> np.ndarray:
+        """Coefficients in Q as coefficients in all rows."""
+        every = np.zeros((self.count, coefficients.shape[1]))
+        every[self.taken] = coefficients
+        return every
+
+    def _combined(self, coefficients: np.ndarray) -> Rows:
+        combined = self._rows.like(coefficients.shape[1])
+        self._rows.combine(coefficients, combined)
+        return combined
+
+    def _negligible(self) -> float:
+        """A residual below this is rounding: the basis is invariant."""
+        scale = np.abs(self._couplings).max()
+        return float(10 * torch.finfo(self._rows.dtype).eps * scale * np.sqrt(self.size))
 
 
 def _norm(row: torch.Tensor) -> float:

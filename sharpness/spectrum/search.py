@@ -12,11 +12,12 @@ import torch
 
 from sharpness.operators import SymmetricOperator
 from sharpness.progress import Progress
-from sharpness.spectrum.audit import discrepancy, images_of, rayleigh_ritz
-from sharpness.spectrum.lanczos import KrylovBasis
+from sharpness.spectrum.audit import combination, images_of, rayleigh_ritz
+from sharpness.spectrum.lanczos import KrylovBasis, Ritz
 from sharpness.spectrum.rows import Rows
 
-PROBE_STEPS = 8  # enough for an outlier twice its neighbours to rise out of a random vector of 10⁶ entries
+PROBE_STEPS = 8  # at most
+PROBE_RISK = 1e-2  # at which a probe ends before
 AUDIT_PRODUCTS = 1
 TIGHT = 1e3  # eps: for a tolerance below this the rounding of products is worth measuring
 SETTLED = 1e-2  # relative residual at which a Ritz vector shows what rounding does to an eigenvector
@@ -38,7 +39,7 @@ class Task:
 
 
 class Audited(NamedTuple):
-    """Pairs in descending order with exact residuals and those of the recurrence, relative to nothing."""
+    """Pairs in descending order with their residuals and those of the recurrence alone, relative to nothing."""
 
     values: np.ndarray
     residuals: np.ndarray
@@ -73,7 +74,7 @@ class Search:
     ) -> None:
         self.operator, self.task, self._progress, self._spent = operator, task, progress, spent
         self.restarts = self.probe_products = 0
-        self.probe_passed = False
+        self.probe_passed, self.probe_risk = False, 1.0
         self._rounding = 0.0
         self._to_measure = task.tolerance < TIGHT * torch.finfo(operator.dtype).eps
         self.basis = self._new_basis(start)
@@ -94,31 +95,30 @@ class Search:
         del self.basis  # never two of them in memory
         self.basis = self._new_basis(start)
 
-    def adopt(self, vectors: Rows) -> Audited:
-        """Certify eigenvectors found elsewhere: exact residuals, then a probe where they are within the tolerance.
-
-        Where ``probe_passed`` they are what is wanted. Otherwise, if they were probed, the basis holds them and what
-        the probe has found.
-        """
+    def certify(self, vectors: Rows) -> Audited:
+        """Exact residuals of eigenvectors found elsewhere and, where they are within the tolerance, a probe."""
         images = images_of(self.operator, vectors)
         values, residuals = rayleigh_ritz(vectors, images)
         self._spent += vectors.count
         found = Audited(values, residuals, residuals, vectors.columns(), float(np.abs(values).max()))
         if found.worst <= self.task.tolerance:
-            self.basis.block = 1
-            self.basis.adopt(vectors, images, values, residuals)
+            self.begin_again(vectors.read(0, vectors.count))  # which are not multiplied again
             self.probe_passed = self._none_missed(np.sort(values), self.task.tolerance)
         return found
 
     def solve(self, tolerance: float) -> bool:
-        """Converge and probe in turn; False when the budget ran out."""
+        """Converge and probe in turn; False when the budget ran out, or the room for another probe."""
         while self.converge(tolerance):
             if self.basis.complete:
-                self.probe_passed = True
+                self.probe_passed, self.probe_risk = True, 0.0
                 return True
-            if not self.affords(PROBE_STEPS):
+            if not self.affords(PROBE_STEPS) or not self._make_room(PROBE_STEPS + 1):
                 return False
-            self.probe_passed = self._probe(tolerance)
+            if self.basis.count == self.operator.shape[0]:  # nowhere else to look
+                self.basis.expand(self.basis.pending)
+                continue
+            ritz = self.basis.ritz()
+            self.probe_passed = self._none_missed(ritz.values[self._select(ritz.values)], tolerance)
             if self.probe_passed:
                 return True
         return False
@@ -128,26 +128,45 @@ class Search:
         return self.products + products + AUDIT_PRODUCTS <= self.task.budget
 
     def audit(self) -> Audited:
-        """The wanted pairs that the basis holds, with residuals from the exact products of its rows.
+        """The wanted pairs that the basis holds, with residuals that one more product has checked.
 
-        ‖A v − λ v‖ with A v put together from them, plus what one more product, of a random combination of all v,
-        shows that to be wrong by.
+        ‖A v − λ v‖ as the recurrence says, plus what an exact product of a random combination of all v differs by.
         """
-        values, coefficients, recurrence = self.basis.ritz()
-        chosen = self._select(values)[::-1]
-        vectors, images = self.wanted_vectors(), self.basis.images(coefficients[:, chosen])
-        exact, residuals = rayleigh_ritz(vectors, images)
-        wrong = discrepancy(self.operator, vectors, images, self.task.seed)
-        self._spent += AUDIT_PRODUCTS
-        residuals = residuals + wrong
-        scale = float(max(np.abs(values).max(), np.abs(exact).max()))
-        bound = recurrence[chosen] + self.basis.forgotten_residuals(coefficients[:, chosen])
-        return Audited(exact, residuals, bound, vectors.columns(), scale)
+        ritz = self.basis.ritz()
+        chosen = self._select(ritz.values)[::-1]
+        vectors = self.basis.vectors(ritz.coefficients[:, chosen])
+        wrong = self.basis.discrepancy(ritz.coefficients[:, chosen] @ combination(len(chosen), self.task.seed))
+        recurrence = ritz.residuals[chosen]
+        scale = float(np.abs(ritz.values).max())
+        return Audited(ritz.values[chosen], recurrence + wrong, recurrence, vectors.columns(), scale)
 
     def wanted_vectors(self) -> Rows:
         """The wanted Ritz vectors that the basis holds, in descending order of their values."""
-        values, coefficients, _ = self.basis.ritz()
-        return self.basis.vectors(coefficients[:, self._select(values)[::-1]])
+        ritz = self.basis.ritz()
+        return self.basis.vectors(ritz.coefficients[:, self._select(ritz.values)[::-1]])
+
+    def converge(self, tolerance: float) -> bool:
+        """Expand until the wanted residuals are within the tolerance; False when budget or room ran out."""
+        history: list[tuple[int, float]] = []
+        while True:
+            if not len(self.basis.pending) and self.basis.size < self.task.wanted:
+                self.basis.add_random()
+            due = np.ones(len(self.basis.pending), dtype=bool)
+            if self.basis.size >= self.task.wanted:
+                ritz = self.basis.ritz()
+                self._measure_floor(ritz)
+                limit = max(tolerance * np.abs(ritz.values).max(), self.floor)
+                border = np.abs(ritz.border[:, self._select(ritz.values)])
+                wanted = np.linalg.norm(border, axis=0)
+                history.append((self.products, float(wanted.max())))
+                self._report(history, limit, int((wanted <= limit).sum()))
+                if (wanted <= limit).all():
+                    return True
+                due = (border[:, wanted > limit] > limit / np.sqrt(len(border))).any(axis=1)
+            count = int(due.sum())
+            if not self.affords(count) or not self._make_room(count):
+                return False
+            self.basis.expand(self.basis.pending[due])
 
     def _new_basis(self, start: torch.Tensor | None) -> KrylovBasis:
         task = self.task
@@ -156,70 +175,93 @@ class Search:
     def _select(self, values: np.ndarray) -> np.ndarray:
         return select(values, self.task.wanted, self.task.which)
 
-    def converge(self, tolerance: float) -> bool:
-        """Expand until the wanted residuals are within the tolerance; False when the budget ran out."""
-        history: list[tuple[int, float]] = []
-        while True:
-            if self.basis.size >= self.task.wanted:
-                values, coefficients, residuals = self.basis.ritz()
-                self._measure_floor(values, coefficients, residuals)
-                limit = max(tolerance * np.abs(values).max(), self.floor)
-                wanted = residuals[self._select(values)]
-                history.append((self.products, float(wanted.max())))
-                self._report(history, limit, int((wanted <= limit).sum()))
-                if (wanted <= limit).all() or self.basis.complete:
-                    return True
-                if self.basis.full:
-                    self._restart(values, coefficients)
-            if not self.affords(self.basis.width):
-                return False
-            self.basis.expand()
-
-    def _restart(self, values: np.ndarray, coefficients: np.ndarray) -> None:
-        wanted, capacity = self.task.wanted, self.basis.capacity
-        count = min(wanted + (capacity - wanted) // 2, capacity - self.basis.width)
-        keep = select(values, count, self.task.which)
-        self.basis.restart(values[keep], coefficients[:, keep])
+    def _make_room(self, rows: int) -> bool:
+        """Whether so many rows can be added, if need be after a restart."""
+        if self.basis.room(rows):
+            return True
+        wanted, most = self.task.wanted, self.basis.capacity - len(self.basis.pending) - rows
+        if most < wanted or self.basis.size < wanted:
+            return False
+        ritz = self.basis.ritz()
+        keep = select(ritz.values, min(wanted + (self.basis.capacity - wanted) // 2, most), self.task.which)
+        self.basis.restart(ritz.values[keep], ritz.coefficients[:, keep])
         self.restarts += 1
-
-    def _probe(self, tolerance: float) -> bool:
-        """Keep the wanted pairs alone, and whether the rest holds none that belongs to them."""
-        values, coefficients, _ = self.basis.ritz()
-        chosen = self._select(values)
-        self.basis.block = 1
-        self.basis.deflate(values[chosen], coefficients[:, chosen])
-        return self._none_missed(values[chosen], tolerance)
+        return True
 
     def _none_missed(self, found: np.ndarray, tolerance: float) -> bool:
-        """Whether Lanczos from a random vector, orthogonal to what the basis holds, turns up no pair among the wanted.
+        """Whether Lanczos from a random vector orthogonal to the basis turns up no pair that belongs to those found.
 
-        One vector, also where blocks are used: what lifts a missed pair out of it is the number of steps.
+        ``probe_risk`` is the probability that one hides all the same (``hidden``); the probe goes on until it is small.
         """
-        before = self.basis.products
-        total = self.products + PROBE_STEPS + AUDIT_PRODUCTS
-        while self.basis.products - before < PROBE_STEPS and not self.basis.complete:
-            self.basis.expand()
+        basis, rows, before = self.basis, [self.basis.add_random()], self.basis.products
+        total, passed, self.probe_risk = self.products + PROBE_STEPS + AUDIT_PRODUCTS, True, 1.0
+        while passed and self.probe_risk > PROBE_RISK and len(rows) <= PROBE_STEPS:
+            following = basis.expand(np.array(rows[-1:]))
             self._progress(self.products, total, "looking for missed pairs")
-        self.basis.block = self.task.block
-        self.probe_products += self.basis.products - before
-        values, _, _ = self.basis.ritz()
-        limit = max(tolerance * np.abs(values).max(), self.floor)
-        return bool(np.abs(values[self._select(values)] - found).max() <= limit)
+            projected = basis.within(rows)
+            values = np.sort(np.append(found, np.linalg.eigvalsh(projected)))
+            limit = max(tolerance * np.abs(values).max(), self.floor)
+            passed = bool(np.abs(values[self._select(values)] - found).max() <= limit)
+            rows += following.tolist()
+            beyond = basis.within(rows)[-1, -2] if len(following) else 0.0
+            self.probe_risk = hidden(projected, beyond, innermost(found, self.task.which), self.operator.shape[0])
+        self.probe_products += basis.products - before
+        return passed
 
-    def _measure_floor(self, values: np.ndarray, coefficients: np.ndarray, residuals: np.ndarray) -> None:
+    def _measure_floor(self, ritz: Ritz) -> None:
         """Once, by one product, as soon as the leading pair has settled."""
-        leading = int(np.abs(values).argmax())
-        settled = residuals[leading] <= SETTLED * abs(values[leading]) and not self.basis.forgotten.any()
+        leading = int(np.abs(ritz.values).argmax())
+        settled = ritz.residuals[leading] <= SETTLED * abs(ritz.values[leading])
         if self._to_measure and settled and self.affords(1):
             self._to_measure = False
-            found = self.basis.discrepancy(values[leading], coefficients[:, leading])
-            self._rounding = max(self._rounding, found)
+            self._rounding = max(self._rounding, self.basis.discrepancy(ritz.coefficients[:, leading]))
 
     def _report(self, history: Sequence[tuple[int, float]], limit: float, good: int) -> None:
         total = forecast(history, limit)
         if total is not None:
             total = max(self.products, min(total + PROBE_STEPS + AUDIT_PRODUCTS, self.task.budget))
         self._progress(self.products, total, f"{good}/{self.task.wanted} pairs converged")
+
+
+def hidden(projected: np.ndarray, following: float, edges: Sequence[float], n: int) -> float:
+    """The probability that an eigenvalue at one of ``edges``, or farther out, hides from a Lanczos sequence.
+
+    The sequence began with a random vector of n entries and has no Ritz value as far out. With α and β from the
+    tridiagonal ``projected`` and the last β to the ``following`` vector, the eigenvector's parts in the vectors so far
+    are p_j(λ) times that in the first, where β_{j+1} p_{j+1} = (λ − α_j) p_j − β_j p_{j−1}. No part of a unit vector
+    exceeds 1, so that in the first is at most t = 1/√(Σ p_j²), which has a probability of at most t·√(2n/π).
+
+    >>> hidden(np.array([[0.0]]), 1e-3, [1.0], 1_000_000)  # p = 1, 1000: as if A v were 1000 times less than A u
+    0.797884...
+    """
+    alpha, beta = np.diag(projected), [0.0, *np.diag(projected, 1), following]
+    risk = 0.0
+    for edge in edges:
+        before, now, total = 0.0, 1.0, 1.0
+        for j, diagonal in enumerate(alpha):
+            if not beta[j + 1]:  # the sequence has ended: it spans all eigenvectors that it has a part in
+                total = np.inf
+                break
+            before, now = now, ((edge - diagonal) * now - beta[j] * before) / beta[j + 1]
+            total += now**2
+        risk = max(risk, float(np.sqrt(2 * n / (np.pi * total))))
+    return min(1.0, risk)
+
+
+def innermost(found: np.ndarray, which: str) -> list[float]:
+    """Of ascending wanted eigenvalues the ones that an eigenvalue must lie beyond to belong to them.
+
+    >>> innermost(np.array([-4.0, 1.0, 3.0]), "magnitude"), innermost(np.array([-4.0, 1.0, 3.0]), "both")
+    ([-1.0, 1.0], [-4.0, 1.0])
+    """
+    if which == "largest":
+        return [float(found[0])]
+    if which == "smallest":
+        return [float(found[-1])]
+    if which == "magnitude":
+        least = float(np.abs(found).min())
+        return [-least, least]
+    return found[max(0, len(found) // 2 - 1) : len(found) // 2 + 1].tolist()
 
 
 def forecast(history: Sequence[tuple[int, float]], limit: float) -> int | None:
@@ -236,7 +278,8 @@ def forecast(history: Sequence[tuple[int, float]], limit: float) -> int | None:
     products, falling = np.array([step for step, _ in history], float)[first:], least[first:]
     if len(products) < 3 or limit <= 0 or falling[-1] <= 0:
         return None
-    slope = np.polyfit(products - products.mean(), np.log(falling), 1)[0]
+    centred = products - products.mean()
+    slope = centred @ np.log(falling) / (centred @ centred)
     if not slope < 0:
         return None
     return int(products[-1] + math.ceil(round(max(0.0, math.log(limit / falling[-1]) / slope), 6)))

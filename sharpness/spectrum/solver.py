@@ -41,11 +41,11 @@ def eigenpairs(
 ) -> EigenPairs:
     """The k eigenpairs (λ, v) at one end of the spectrum of A, with residuals ‖A v − λ v‖ from exact products.
 
-    Lanczos with two blocked re-orthogonalisation passes and thick restart, stopped when every wanted residual is at
-    most ``tolerance · max|λ|``. Then a random vector orthogonal to what was found probes for missed pairs (a multiple
-    eigenvalue shows itself only once to one Krylov sequence) until a probe finds none. Last an audit: the residuals
-    returned do not come from the recurrence but from the exact products A q of the basis, combined as the eigenvectors
-    are of its rows; one product of a random combination of all v checks that, and what it differs by is added to each.
+    Lanczos with full re-orthogonalisation and thick restart, stopped when every wanted residual is at most
+    ``tolerance · max|λ|``. Then Lanczos from a random vector orthogonal to the basis probes for missed pairs (one
+    Krylov sequence sees a multiple eigenvalue once), until a probe finds none: it ends after 8 steps, or before if
+    a pair there had shown itself with a probability of 99 %; ``probe_risk`` is the rest. Last an audit: one exact
+    product of a random combination of all v, and what it differs by from the recurrence is added to every residual.
     An eigenvalue of A lies within each residual of the value beside it; that none was missed is probed, not proved.
 
     Args:
@@ -62,9 +62,8 @@ def eigenpairs(
             of b at once. It costs more products: on a small network 1.2 to 1.6 times as many at b = 2, 1.8 to 2.6 at
             b = 4, the most at small k.
         basis: where the basis lies: ``"device"``, or ``"host"`` for one that does not fit there: it then goes through
-            the device three times for every product, and ``vectors`` are returned in host memory too.
-        max_vectors: most basis vectors held, n entries each, and as many of their images; default 2k + 30, or 2k + 8b
-            where that is more.
+            the device at least twice for every product, and ``vectors`` are returned in host memory too.
+        max_vectors: most basis vectors held, n entries each; default 2k + 30, or 2k + 8b where that is more.
         max_products: most products, probe and audit included; default 200 + 40 k.
         journal: where every product is kept (see ``Recorded``; ``begin_products`` makes one in a file): given again
             after a kill, the call goes on after its last product and returns the same bits.
@@ -77,8 +76,8 @@ def eigenpairs(
     Returns:
         Values in descending order, float64; ``vectors`` is a torch tensor (n, k) on the operator's device.
 
-    Cost: one product and 4·j·n multiplications for the j-th basis vector; one product for the audit, at least 8 for
-    the probe, and one to measure rounding where ``tolerance`` is below 1,000 eps.
+    Cost: one product and 2·j·n multiplications for the j-th basis vector; one product for the audit, 3 to 8 for a
+    probe, and one to measure rounding where ``tolerance`` is below 1,000 eps.
 
     Raises:
         ShapeError: an argument out of range.
@@ -132,8 +131,8 @@ def _worth_another(search: Search, found: Audited) -> bool:
 
 def _certified(search: Search, rehearsed: Rehearsal) -> Audited | None:
     """The rehearsed pairs if exact products bear them out; else None, and the search goes on from them."""
-    found = search.adopt(rehearsed.vectors)
-    if found.worst > search.task.tolerance:
+    found = search.certify(rehearsed.vectors)
+    if not search.probe_passed:
         search.begin_again(_rows(found.vectors, search.task.block).to(search.operator.device))
     return found if search.probe_passed else None
 
@@ -151,6 +150,7 @@ def _record(search: Search, found: Audited, how: dict[str, Any]) -> EigenPairs:
         products=search.products,
         probe_products=search.probe_products,
         probe_passed=search.probe_passed,
+        probe_risk=search.probe_risk,
         restarts=search.restarts,
         floor=max(floor, excess),
         which=task.which,
@@ -208,10 +208,10 @@ def _check(operator: SymmetricOperator, k: int, task: Task) -> None:
         raise ShapeError(f"expected 1 <= block <= n = {n}; got {task.block}")
     if task.place not in PLACES:
         raise ShapeError(f"expected basis to be one of {', '.join(PLACES)}; got {task.place!r}")
-    steps = max(PROBE_STEPS, 2 * task.block)
+    steps = max(PROBE_STEPS + 2, 2 * task.block)
     if task.capacity < (least := min(n, task.wanted + steps)):
         raise ShapeError(
-            f"expected max_vectors >= {least} (wanted pairs and {steps} probe steps or two blocks); got {task.capacity}"
+            f"expected max_vectors >= {least} (wanted pairs and {steps} for a probe or two blocks); got {task.capacity}"
         )
     if task.budget < (least := task.block + AUDIT_PRODUCTS):
         raise ShapeError(f"expected max_products >= {least} (one step and its audit); got {task.budget}")

@@ -61,9 +61,9 @@ def spectral_density(
     nodes, weights = np.empty((probes, steps)), np.empty((probes, steps))
     for probe in range(probes):
         start = normal(1, n, key=("density", probe), seed=seed, dtype=operator.dtype, device=operator.device)
-        basis = KrylovBasis(operator, steps, seed, start=start)
+        basis = KrylovBasis(operator, steps + 1, seed, start=start)
         for step in range(steps):
-            basis.expand()
+            basis.expand(basis.pending if len(basis.pending) else np.array([basis.add_random()]))
             progress(probe * steps + step + 1, probes * steps, f"probe {probe + 1}")
         nodes[probe], coefficients, _ = basis.ritz()
         weights[probe] = coefficients[0] ** 2
