@@ -13,7 +13,7 @@ from sharpness.errors import NonFiniteError
 from sharpness.operators import Dense
 from sharpness.spectrum import rows as rows_module
 from sharpness.spectrum.lanczos import KrylovBasis
-from sharpness.spectrum.rows import Rows
+from sharpness.spectrum.rows import Rows, norms
 
 FEW = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 BLOCKS, PLACES = (1, 2, 5), ("device", "host")
@@ -263,16 +263,21 @@ def test_a_product_that_is_not_finite_is_named_by_its_number(block):
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_orthogonalise_returns_the_rest_and_the_coefficients_of_the_block(place):
+def test_orthogonalise_takes_off_what_its_coefficients_say(place):
     columns, _ = torch.linalg.qr(random_symmetric(3000)[:, :7])
     rows = Rows(9, 3000, dtype=torch.float64, device=torch.device("cpu"), place=place)
     rows.write(1, columns.T)
     block = torch.randn(2, 3000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     given = block.clone()
-    rest, coefficients = rows.orthogonalise(block, 8, 1)
-    assert torch.equal(block, given)
-    assert torch.allclose(rest + coefficients.T @ columns.T, block, rtol=0, atol=1e-13)
-    assert (rest @ columns).abs().max() < 1e-14
+    coefficients = rows.orthogonalise(block, 8, 1)
+    assert torch.allclose(block + coefficients.T @ columns.T, given, rtol=0, atol=1e-13)
+    assert (block @ columns).abs().max() < 1e-14
+
+
+def test_norms_are_summed_in_float64():
+    block = torch.randn(2, 3_000_000, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(norms(block), torch.linalg.vector_norm(block.double(), dim=1), rtol=1e-12, atol=0)
+    assert norms(block[:, :3]).tolist() == pytest.approx(block[:, :3].double().norm(dim=1).tolist(), rel=1e-15)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -11,7 +11,7 @@ import torch
 from sharpness.errors import NonFiniteError
 from sharpness.operators import SymmetricOperator
 from sharpness.random import normal
-from sharpness.spectrum.rows import Rows
+from sharpness.spectrum.rows import Rows, norms
 
 CANCELLED = 0.1  # of a row's norm left by its neighbours in the block: below, rounding in Q is worth another pass
 
@@ -73,10 +73,11 @@ class KrylovBasis:
         self._rows = Rows(self.capacity, n, dtype=operator.dtype, device=operator.device, place=place)
         self._couplings = np.zeros((self.capacity, self.capacity))  # ⟨p, A q⟩ where p or q has been multiplied, else 0
         self._multiplied = np.zeros(self.capacity, dtype=bool)
+        self._buffer = torch.empty(0)
         self.products = 0
         self.asymmetry = 0.0
         if start is not None:
-            self._append(start)
+            self._append(start.clone())
         while self.count < min(block, n):
             self.add_random()
 
@@ -119,23 +120,20 @@ class KrylovBasis:
 
         These are fewer than ``rows`` where A maps the span of Q into itself.
         """
-        count, images = self.count, self._operator @ self._rows.take(rows).T
-        images = images.T.flatten().view(len(rows), -1)  # whatever the strides were: sums then round the same
-        self.products += len(rows)
+        count, block = self.count, self._multiply(rows)
         columns = self._couplings[:count, rows]
-        columns[rows] = self._among(rows, images)
+        columns[rows] = self._among(rows, block)
         known = np.flatnonzero(columns.any(axis=1))
-        first, last = (known[0], known[-1] + 1) if len(known) else (0, 0)
-        rest = self._rows.subtract(images, torch.as_tensor(columns[first:last]), first)
-        rest, found = self._rows.orthogonalise(rest, count)
-        corrections = found.double().cpu().numpy()
+        if len(known):
+            self._rows.subtract(torch.as_tensor(columns[known[0] : known[-1] + 1]), block, known[0])
+        corrections = self._rows.orthogonalise(block, count).double().cpu().numpy()
         columns += corrections
         taken = self.taken
         self.asymmetry = max(self.asymmetry, float(np.abs(corrections[taken]).max(initial=0.0)))
         columns[rows] = (columns[rows] + columns[rows].T) / 2
         self._couplings[:count, rows], self._couplings[rows, :count] = columns, columns.T
         self._multiplied[rows] = True
-        factor = self._append(rest)
+        factor = self._append(block)
         following = np.arange(count, self.count)
         self._couplings[np.ix_(following, rows)], self._couplings[np.ix_(rows, following)] = factor, factor.T
         return following
@@ -145,8 +143,8 @@ class KrylovBasis:
         n, key = self._operator.shape[0], ("lanczos", self._draws)
         self._draws += 1
         row = normal(1, n, key=key, seed=self._seed, dtype=self._rows.dtype, device=self._rows.device)
-        row = self._rows.orthogonalise(row / row.norm(), self.count)[0]
-        return self._put(row / row.norm())
+        self._rows.orthogonalise(row, self.count)
+        return self._put(row)
 
     def within(self, rows: Sequence[int]) -> np.ndarray:
         """⟨p, A q⟩ for these rows p and q, of which all but the last have been multiplied."""
@@ -167,7 +165,7 @@ class KrylovBasis:
         two = self._combined(np.column_stack([self._of_all(coefficients[:, None]), predicted]))
         image = self._operator @ two.read(0, 1).T
         self.products += 1
-        return _norm(image.T.double() - two.read(1, 2).double())
+        return float(norms(image.T.double() - two.read(1, 2).double()))
 
     def restart(self, values: np.ndarray, coefficients: np.ndarray) -> None:
         """Keep these Ritz pairs and the pending rows; forget the rest."""
@@ -181,6 +179,14 @@ class KrylovBasis:
         self._couplings[:kept, :kept] = np.diag(values)
         self._couplings[kept : self.count, :kept] = border
         self._couplings[:kept, kept : self.count] = border.T
+
+    def _multiply(self, rows: np.ndarray) -> torch.Tensor:
+        """The images of pending rows, as rows in memory that is used again for the next."""
+        images = self._operator @ self._rows.take(rows).T
+        self.products += len(rows)
+        if self._buffer.shape != images.T.shape:
+            self._buffer = torch.empty_like(images.T, memory_format=torch.contiguous_format)
+        return self._buffer.copy_(images.T)
 
     def _among(self, rows: np.ndarray, images: torch.Tensor) -> np.ndarray:
         """⟨x, A y⟩ for pending rows x and y, from the images A y."""
@@ -204,19 +210,20 @@ class KrylovBasis:
         first, negligible = self.count, self._negligible()
         for index in range(len(candidates)):
             row = candidates[index : index + 1]
-            rest, found = self._rows.orthogonalise(row, self.count, first)
-            factor[: len(found), index] = found[:, 0].double().cpu().numpy()
-            norm = _norm(rest)
+            whole = norms(row)
+            factor[: self.count - first, index] = self._rows.orthogonalise(row, self.count, first)[:, 0].cpu()
+            norm = float(norms(row))
             if norm <= negligible or self.count == self._operator.shape[0]:
                 continue
-            if self.count > first and norm < CANCELLED * _norm(row):
-                rest = self._rows.orthogonalise(rest, self.count)[0]
+            if self.count > first and norm < CANCELLED * whole:
+                self._rows.orthogonalise(row, self.count)
             factor[self.count - first, index] = norm
-            self._put(rest / _norm(rest))
+            self._put(row)
         return factor[: self.count - first]
 
     def _put(self, row: torch.Tensor) -> int:
-        self._rows.write(self.count, row)
+        """Write ``row``, which becomes a unit vector, as the next."""
+        self._rows.write(self.count, row.div_(float(norms(row))))
         self.count += 1
         return self.count - 1
 
@@ -235,7 +242,3 @@ class KrylovBasis:
         """A residual below this is rounding: the basis is invariant."""
         scale = np.abs(self._couplings).max()
         return float(10 * torch.finfo(self._rows.dtype).eps * scale * np.sqrt(self.size))
-
-
-def _norm(row: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(row, dtype=torch.float64))
