@@ -23,7 +23,8 @@ from sharpness.random import preserved_random_state
 
 ACTIVATION_BYTES = {"cpu": 2**27, "cuda": 2**32}  # what one chunk's saved activations may take by default
 SPLIT_EXAMPLES = 16  # how many the check of a loss splits at least; a batch of one cannot be split
-SPLIT_BATCHES = 8  # how many batches it splits, from all over the data
+CHECKED_EXAMPLES = 256  # at most, of each batch that is split
+SPLIT_BATCHES = 8  # how many batches that are, from all over the data
 FEW_EXAMPLES = 8  # on which memory and kernels are measured and checked
 BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
 
@@ -396,7 +397,7 @@ class Objective:
 
     def _verify(self) -> None:
         """At the model's own weights: one finite answer, twice the same, and the parts of a batch add up to it."""
-        sample = chunked(self._batches, max(self.chunk_size, SPLIT_EXAMPLES))[0]
+        sample = chunked(self._batches, max(min(self.chunk_size, CHECKED_EXAMPLES), SPLIT_EXAMPLES))[0]
         term = partial(self._loss, self._snapshot.bound({}, None))
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
             verify_answer(term, sample, self.dtype)
@@ -405,7 +406,7 @@ class Objective:
             step = math.ceil(len(self.chunks) / SPLIT_BATCHES)
             if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
                 sample = joined(self._batches[:SPLIT_EXAMPLES]) or sample
-            some = (chunked([chunk], 16 * SPLIT_EXAMPLES)[0] for chunk in self.chunks[::step])
+            some = (chunked([chunk], CHECKED_EXAMPLES)[0] for chunk in self.chunks[step::step])
             verify_split(term, [sample, *some], self.dtype)
 
 
