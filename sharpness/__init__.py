@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sharpness.objective import Problem as Problem
     from sharpness.objective import cross_entropy as cross_entropy
     from sharpness.operators import Dense as Dense
+    from sharpness.operators import Fisher as Fisher
+    from sharpness.operators import GaussNewton as GaussNewton
     from sharpness.operators import Hessian as Hessian
     from sharpness.operators import SymmetricOperator as SymmetricOperator
     from sharpness.params import ParamSpace as ParamSpace
@@ -53,6 +55,8 @@ _HOME = {
     "Problem": "objective",
     "cross_entropy": "objective",
     "Dense": "operators",
+    "Fisher": "operators",
+    "GaussNewton": "operators",
     "Hessian": "operators",
     "SymmetricOperator": "operators",
     "ParamSpace": "params",

@@ -64,7 +64,7 @@ def execution(operator: Hessian) -> dict[str, Any]:
 
 def replayed(operator: Hessian) -> list[bool]:
     """Which chunks have a compiled program."""
-    return [isinstance(graph, CompiledGraph) for graph in operator._graphs]
+    return [isinstance(graph, CompiledGraph) for graph in operator._chunks.kept]
 
 
 # ---- models -------------------------------------------------------------------------------------------------------

@@ -200,9 +200,9 @@ def test_a_block_is_multiplied_column_by_column_to_the_bit(case):
 def test_a_block_multiplied_at_once_is_that_multiplied_column_by_column(case, monkeypatch):
     columns = randn(case.operator.shape[0], 3, key="block")
     expected = case.operator @ columns
-    monkeypatch.setattr(case.operator, "_batched", True)
+    monkeypatch.setattr(case.operator._chunks, "batched", True)
     blocked = case.operator @ columns
-    assert case.operator._batched, "no operation of these models stands in the way"
+    assert case.operator._chunks.batched, "no operation of these models stands in the way"
     assert (blocked - expected).norm() <= EXACT * expected.norm()
 
 
@@ -213,7 +213,7 @@ def test_a_block_that_cannot_be_multiplied_at_once_is_multiplied_column_by_colum
     def refuse(*_: object) -> None:
         raise RuntimeError("no batching rule")
 
-    monkeypatch.setattr(hessian, "_batched", True)
+    monkeypatch.setattr(hessian._chunks, "batched", True)
     monkeypatch.setattr(RetainedGraph, "products", refuse)
     assert torch.equal(hessian @ columns, expected)
 

@@ -60,8 +60,8 @@ class _Apply(torch.autograd.Function):
     """B(x, w), whose derivatives of every order are again made of B and its adjoints."""
 
     @staticmethod
-    def forward(ctx: Any, form: Bilinear, x: Tensor, w: Tensor, retained: bool) -> Tensor:
-        ctx.form, ctx.retained = form, retained
+    def forward(ctx: Any, form: Bilinear, x: Tensor, w: Tensor, retained: bool, curved: bool) -> Tensor:
+        ctx.form, ctx.retained, ctx.curved = form, retained, curved
         held = form.hold(x) if retained and ctx.needs_input_grad[2] else None
         ctx.save_for_backward(x, w, held)
         ctx.set_materialize_grads(False)
@@ -70,12 +70,15 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> tuple[Any, ...]:
         if g is None:
-            return None, None, None, None
+            return None, None, None, None, None
         x, w, held = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:3]
         if torch.is_grad_enabled():
-            return None, *_Adjoints.apply(ctx.form, g, x, w, held, wanted, ctx.retained), None
-        return None, *ctx.form.adjoints(g, x, w, wanted, held_g=None, held_x=held), None
+            factors = (x, w) if ctx.curved else (x.detach(), w.detach())
+            adjoints = _Adjoints.apply(ctx.form, g, *factors, held, wanted, ctx.retained and ctx.curved)
+        else:
+            adjoints = ctx.form.adjoints(g, x, w, wanted, held_g=None, held_x=held)
+        return None, *adjoints, None, None
 
 
 @final
@@ -103,14 +106,16 @@ class _Adjoints(torch.autograd.Function):
         factors = g, x if u is None else u, w if v is None else v
         if torch.is_grad_enabled():
             back = _Adjoints.apply(ctx.form, *factors, None, wanted, False)
-        else:
+        elif any(wanted):
             back = ctx.form.adjoints(*factors, wanted, held_g=held, held_x=None)
+        else:
+            back = None, None
         return None, ahead, *back, None, None, None
 
 
 def _value(form: Bilinear, x: Tensor, w: Tensor) -> Tensor:
     """B(x, w), differentiable where a graph is made of it: models may have derivatives in their losses."""
-    return _Apply.apply(form, x, w, False) if torch.is_grad_enabled() else form.apply(x, w)
+    return _Apply.apply(form, x, w, False, True) if torch.is_grad_enabled() else form.apply(x, w)
 
 
 @final
@@ -207,12 +212,14 @@ class Kernels(TorchFunctionMode):
         name: ``"torch"`` changes nothing, ``"bilinear"`` takes the forms of convolutions and batch norm, ``"onednn"``
             that of linear layers as well.
         retained: the graph will be differentiated many times: layouts that this needs are held with it.
+        curved: gradients will be differentiated with respect to θ; otherwise, with respect to what they are gradients
+            of alone, which is all that a Jacobian's products need.
         smallest: multiplications in a linear layer from which on it takes its form.
     """
 
-    def __init__(self, name: str, *, retained: bool = False, smallest: int = SMALL) -> None:
+    def __init__(self, name: str, *, retained: bool = False, curved: bool = True, smallest: int = SMALL) -> None:
         super().__init__()
-        self._retained, self._smallest = retained, smallest
+        self._retained, self._curved, self._smallest = retained, curved, smallest
         self._forms: dict[Any, Callable[..., Tensor | None]] = {}
         if name != "torch":
             self._forms |= dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), self._convolution)
@@ -230,7 +237,7 @@ class Kernels(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _apply(self, form: Bilinear, x: Tensor, w: Tensor) -> Tensor:
-        return _Apply.apply(form, x, w, self._retained)
+        return _Apply.apply(form, x, w, self._retained, self._curved)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
         rows = input.numel() // max(1, input.shape[-1])

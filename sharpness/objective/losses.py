@@ -40,6 +40,11 @@ class BatchLoss:
     loss: Callable[..., Any] | str
     weight: Callable[[Any], Any] | None = None
 
+    @property
+    def inside(self) -> bool:
+        """Whether the model computes it."""
+        return isinstance(self.loss, str)
+
     def __call__(self, model: Callable[..., Any], batch: Any) -> Term:
         output, result = self._apply(model, batch)
         if isinstance(result, tuple):

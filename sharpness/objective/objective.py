@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -13,18 +13,16 @@ from torch import nn
 
 from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective.batches import chunked, fingerprint, freeze, joined, tree_map
-from sharpness.objective.execution import device_name, exact_arithmetic, saved_bytes
+from sharpness.objective.execution import device_name, exact_arithmetic
 from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
-from sharpness.objective.verify import verify_answer, verify_split
+from sharpness.objective.terms import Terms
+from sharpness.objective.verify import verify
 from sharpness.params import ParamSpace, Point, as_point
 from sharpness.random import preserved_random_state
 
 ACTIVATION_BYTES = {"cpu": 2**27, "cuda": 2**32}  # what one chunk's saved activations may take by default
-SPLIT_EXAMPLES = 16  # how many the check of a loss splits at least; a batch of one cannot be split
-CHECKED_EXAMPLES = 256  # at most, of each batch that is split
-SPLIT_BATCHES = 8  # how many batches that are, from all over the data
 FEW_EXAMPLES = 8  # on which memory and kernels are measured and checked
 BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
 
@@ -71,6 +69,8 @@ class Objective:
         self._snapshot = Snapshot(module, device, dtype)
         self._snapshot.check_policy(batchnorm)
         self._requested_chunk_size = chunk_size
+        coupled = batchnorm == "batch" and self.has_batchnorm
+        self.terms = Terms(self._snapshot, loss, space, coupled=coupled, device=device, kernels=self.kernels)
         self._batches = [tree_map(self._place, batch) for batch in batches]
         self.chunk_size = chunk_size or self._default_chunk_size()
         self.chunks = chunked(self._batches, self.chunk_size)
@@ -163,17 +163,18 @@ class Objective:
         chunk_size: int | None = None,
         kernels: str | None = None,
         examples: torch.Tensor | None = None,
+        loss: Callable[..., Any] | None = None,
     ) -> Objective:
         """The same objective under another batch-norm policy, in another precision, in other chunks or kernels.
 
-        ``examples``, a mask of shape (N,), leaves only those where it is true.
+        ``examples``, a mask of shape (N,), leaves only those where it is true; ``loss`` takes the place of the loss.
         ``kernels="torch"`` computes every layer by PyTorch's own functions; the default, ``"auto"``, takes forms with
         the same values and cheaper second derivatives for convolutions and eval-mode batch norm (``"bilinear"``) and,
         in float32 on CPUs where oneDNN multiplies faster, for linear layers (``"onednn"``).
         """
         return Objective(
             self._module,
-            self._loss,
+            self._loss if loss is None else BatchLoss(loss),
             self._source if examples is None else self._selected(examples),
             self.space,
             l2=self.l2,
@@ -256,7 +257,7 @@ class Objective:
         hits = counted = 0
         with torch.no_grad():
             for chunk in self.chunks:
-                term = self.term(chunk, self.space.split(point.theta), point.buffers)
+                term = self.terms(chunk, self.space.split(point.theta), point.buffers)
                 total += float(term.total)
                 weight += float(term.weight)
                 right = correct(term.output, chunk)
@@ -265,12 +266,9 @@ class Objective:
 
     def losses(self, place: Any) -> torch.Tensor | None:
         """The loss of each of the N examples, in one pass over the data; None where f does not tell them apart."""
-        if self.batchnorm == "batch" and self.has_batchnorm:
-            return None
         point = self._ready(place)
-        model = self._snapshot.bound(self.space.unflatten(point.theta), point.buffers)
-        with torch.no_grad(), exact_arithmetic(self.device), Kernels(self.kernels):
-            parts = [self._loss.each(model, chunk) for chunk in self.chunks]
+        with torch.no_grad():
+            parts = [self.terms.losses(chunk, self.space.split(point.theta), point.buffers) for chunk in self.chunks]
         return None if any(part is None for part in parts) else torch.cat([p for p in parts if p is not None])
 
     def gradient(self, place: Any) -> torch.Tensor:
@@ -294,36 +292,8 @@ class Objective:
         """For each chunk the gradient of its Σ losses, in the parameters' shapes, and its term."""
         leaves = [part.detach().requires_grad_() for part in self.space.split(point.theta)]
         for chunk in self.chunks:
-            term = self.term(chunk, leaves, point.buffers)
-            yield self.differentiate(term.total, leaves), term
-
-    def term(
-        self,
-        chunk: Any,
-        parameters: Sequence[torch.Tensor],
-        buffers: Mapping[str, torch.Tensor] | None = None,
-        kernels: Kernels | None = None,
-    ) -> Term:
-        """A chunk's share of f at parameters in their own shapes, with a graph where they require one."""
-        named = dict(zip(self.space.names, parameters, strict=True))
-        if self.batchnorm == "batch" and self.has_batchnorm:
-            model = self._snapshot.bound_to_batch(named, buffers)
-        else:
-            model = self._snapshot.bound(named, buffers)
-        with exact_arithmetic(self.device), kernels or Kernels(self.kernels):
-            return self._loss(model, chunk)
-
-    def differentiate(
-        self, total: torch.Tensor, leaves: Sequence[torch.Tensor], *, create_graph: bool = False
-    ) -> tuple[torch.Tensor, ...]:
-        """∇ total with respect to ``leaves``, zero for unused ones; a loss cut off from them is refused."""
-        if not total.requires_grad:
-            raise UnsupportedModelError(
-                "expected a loss that depends on the parameters; got one without a gradient. Is the output detached, "
-                "or computed under torch.no_grad()?"
-            )
-        with exact_arithmetic(self.device):
-            return torch.autograd.grad(total, leaves, create_graph=create_graph, materialize_grads=True)
+            term = self.terms(chunk, leaves, point.buffers)
+            yield self.terms.differentiate(term.total, leaves), term
 
     def with_statistics(self, place: Any) -> Point:
         """The point with batch-norm statistics re-estimated over this objective's data.
@@ -349,21 +319,6 @@ class Objective:
             raise UnsupportedModelError(
                 'batchnorm="recompute" has values only; for gradients and products choose "eval" or "batch"'
             )
-
-    def saved_bytes_per_example(self, *, linearised: bool = False) -> int:
-        """Memory that one example's graph retains: of f, or of its gradient (for products). Measured on a few examples.
-
-        Parameters, which all examples share, do not count.
-        """
-        model = self._snapshot.parameters(self.space.names)
-        leaves = [parameter.detach().requires_grad_() for parameter in model.values()]
-
-        def run() -> object:
-            total = self.term(self.few, leaves, None, Kernels(self.kernels, retained=linearised, smallest=0)).total
-            return self.differentiate(total, leaves, create_graph=True) if linearised else total
-
-        with preserved_random_state():
-            return saved_bytes(run, leaves) // length(self.few)
 
     # How it does it
 
@@ -391,23 +346,16 @@ class Objective:
             return BATCH_STATISTICS_CHUNK
         budget = ACTIVATION_BYTES.get(self.device.type, ACTIVATION_BYTES["cpu"])
         longest = max(self._batches, key=length)
-        most = max(1, budget // max(1, self.saved_bytes_per_example()))
+        most = max(1, budget // max(1, self.terms.saved_bytes_per_example(self.few)))
         pieces = math.ceil(length(longest) / most)
         return math.ceil(length(longest) / pieces)
 
     def _verify(self) -> None:
-        """At the model's own weights: one finite answer, twice the same, and the parts of a batch add up to it."""
-        sample = chunked(self._batches, max(min(self.chunk_size, CHECKED_EXAMPLES), SPLIT_EXAMPLES))[0]
+        """At the model's own weights."""
         term = partial(self._loss, self._snapshot.bound({}, None))
+        coupled = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
-            verify_answer(term, sample, self.dtype)
-            if any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values()):
-                return  # examples are coupled through their batch: there is nothing to add up
-            step = math.ceil(len(self.chunks) / SPLIT_BATCHES)
-            if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
-                sample = joined(self._batches[:SPLIT_EXAMPLES]) or sample
-            some = (chunked([chunk], CHECKED_EXAMPLES)[0] for chunk in self.chunks[step::step])
-            verify_split(term, [sample, *some], self.dtype)
+            verify(term, self._batches, self.chunks, dtype=self.dtype, adds_up=not coupled)
 
 
 def _rows(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from sharpness.errors import NonDeterministicError, NonFiniteError, UnsupportedModelError
-from sharpness.objective.batches import chunked
+from sharpness.objective.batches import chunked, joined
 from sharpness.objective.losses import Term, length
 
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
+SPLIT_EXAMPLES = 16  # how many are split at least; a batch of one cannot be
+CHECKED_EXAMPLES = 256  # at most, of each batch that is split
+SPLIT_BATCHES = 8  # how many batches that are, from all over the data
+
+
+def verify(
+    term: Callable[[Any], Term], batches: list[Any], chunks: Sequence[Any], *, dtype: torch.dtype, adds_up: bool
+) -> None:
+    """One finite answer, twice the same, and the parts of a batch add up to it, where they are meant to."""
+    sample = chunked(batches, max(min(length(chunks[0]), CHECKED_EXAMPLES), SPLIT_EXAMPLES))[0]
+    verify_answer(term, sample, dtype)
+    if not adds_up:
+        return
+    if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
+        sample = joined(batches[:SPLIT_EXAMPLES]) or sample
+    step = math.ceil(len(chunks) / SPLIT_BATCHES)
+    some = (chunked([chunk], CHECKED_EXAMPLES)[0] for chunk in chunks[step::step])
+    verify_split(term, [sample, *some], dtype)
 
 
 def verify_answer(term: Callable[[Any], Term], sample: Any, dtype: torch.dtype) -> None:

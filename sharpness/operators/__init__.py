@@ -1,7 +1,17 @@
 """Symmetric matrices known by their products with vectors."""
 
 from sharpness.operators.base import Dense, SymmetricOperator
+from sharpness.operators.gauss_newton import Fisher, GaussNewton
 from sharpness.operators.hessian import Hessian
 from sharpness.operators.recorded import Recorded, begin_products, recorded_plan
 
-__all__ = ["Dense", "Hessian", "Recorded", "SymmetricOperator", "begin_products", "recorded_plan"]
+__all__ = [
+    "Dense",
+    "Fisher",
+    "GaussNewton",
+    "Hessian",
+    "Recorded",
+    "SymmetricOperator",
+    "begin_products",
+    "recorded_plan",
+]

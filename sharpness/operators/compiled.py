@@ -32,6 +32,9 @@ class CompiledGraph:
             columns = self._program(*self._values, *direction)
         return torch.cat([column.reshape(-1) for column in columns])
 
+    def products(self, directions: Sequence[torch.Tensor]) -> None:
+        """A program takes one vector at a time."""
+
 
 class Compiler:
     """Traces a chunk and compiles it, for all chunks of its kind. Takes some seconds to a minute.
@@ -84,8 +87,8 @@ class Compiler:
         f = self._objective
         leaves = [parameter.detach().requires_grad_() for parameter in parameters]
         with torch.enable_grad():
-            term = f.term(chunk, leaves, buffers, Kernels(f.kernels, retained=True))
-            gradient = f.differentiate(term.total, leaves, create_graph=True)
+            term = f.terms(chunk, leaves, buffers, Kernels(f.kernels, retained=True))
+            gradient = f.terms.differentiate(term.total, leaves, create_graph=True)
             curved = [(part, v) for part, v in zip(gradient, direction, strict=True) if part.requires_grad]
             parts, weights = zip(*curved, strict=True)
             columns = torch.autograd.grad(parts, leaves, weights, materialize_grads=True)

@@ -31,9 +31,9 @@ class RetainedGraph:
         kernels: Kernels | None = None,
     ) -> None:
         kernels = kernels or Kernels(objective.kernels, retained=True)
-        term = objective.term(chunk, leaves, buffers, kernels)
+        term = objective.terms(chunk, leaves, buffers, kernels)
         self._leaves, self._device = leaves, objective.device
-        self._parts = objective.differentiate(term.total, leaves, create_graph=True)
+        self._parts = objective.terms.differentiate(term.total, leaves, create_graph=True)
         self.total, self.weight = term.total, float(term.weight)
 
     def check(self) -> None:
@@ -43,41 +43,50 @@ class RetainedGraph:
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
         """∂⟨g, v⟩/∂θ of shape (n,), for v in the parameters' shapes."""
-        columns = self._pull_back(direction, batched=False)
-        return torch.cat([column.reshape(-1) for column in columns])
+        return torch.cat([column.reshape(-1) for column in self._product(direction, batched=False)])
 
     def products(self, directions: Sequence[torch.Tensor]) -> torch.Tensor:
         """The same for b vectors at once: parts of shape (b, …) give (b, n)."""
-        columns = self._pull_back(directions, batched=True)
+        columns = self._product(directions, batched=True)
         return torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
 
-    def _pull_back(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
-        curved = [(part, v) for part, v in zip(self._parts, direction, strict=True) if part.requires_grad]
-        many = direction[0].shape[:1] if batched else ()
-        columns: Sequence[torch.Tensor | None] = [None] * len(self._leaves)  # as of a loss linear in θ
-        try:
-            if curved:
-                gradients, weights = zip(*curved, strict=True)
-                with exact_arithmetic(self._device):
-                    columns = torch.autograd.grad(
-                        gradients,
-                        self._leaves,
-                        weights,
-                        retain_graph=True,
-                        allow_unused=True,
-                        is_grads_batched=batched,
-                    )
-        except RuntimeError as error:
-            if "not implemented" not in str(error) and "twice" not in str(error):
-                raise
-            raise UnsupportedModelError(
-                f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
-                "Replace that operation by one with a second derivative for the analysis."
-            ) from error
-        return [
-            leaf.new_zeros((*many, *leaf.shape)) if column is None else column
-            for column, leaf in zip(columns, self._leaves, strict=True)
-        ]
+    def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
+        with exact_arithmetic(self._device):
+            return pull_back(self._parts, self._leaves, direction, batched=batched)
+
+
+def pull_back(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], *, batched: bool
+) -> list[torch.Tensor]:
+    """∂ Σ ⟨output, weight⟩ / ∂ input through a graph that is kept; zeros where there is none.
+
+    Raises:
+        UnsupportedModelError: an operation has no such derivative.
+    """
+    curved = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    columns: Sequence[torch.Tensor | None] = [None] * len(inputs)
+    try:
+        if curved:
+            columns = torch.autograd.grad(
+                [output for output, _ in curved],
+                inputs,
+                [weight for _, weight in curved],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+    except RuntimeError as error:
+        if "not implemented" not in str(error) and "twice" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
+            "Replace that operation by one with a second derivative for the analysis."
+        ) from error
+    many = weights[0].shape[:1] if batched else ()
+    return [
+        given.new_zeros((*many, *given.shape)) if column is None else column
+        for column, given in zip(columns, inputs, strict=True)
+    ]
 
 
 def check_finite(finite: bool) -> None:

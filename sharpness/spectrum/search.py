@@ -119,8 +119,8 @@ class Search:
                 continue
             ritz = self.basis.ritz()
             self.probe_passed = self._none_missed(ritz.values[self._select(ritz.values)], tolerance)
-            if self.probe_passed:
-                return True
+            if self.probe_passed:  # what it adds may have come among the wanted, by less than it counts as missed
+                return self.converge(tolerance)
         return False
 
     def affords(self, products: int) -> bool:
@@ -158,10 +158,10 @@ class Search:
                 limit = max(tolerance * np.abs(ritz.values).max(), self.floor)
                 border = np.abs(ritz.border[:, self._select(ritz.values)])
                 wanted = np.linalg.norm(border, axis=0)
-                history.append((self.products, float(wanted.max())))
-                self._report(history, limit, int((wanted <= limit).sum()))
                 if (wanted <= limit).all():
                     return True
+                history.append((self.products, float(wanted.max())))
+                self._report(history, limit, int((wanted <= limit).sum()))
                 due = (border[:, wanted > limit] > limit / np.sqrt(len(border))).any(axis=1)
             count = int(due.sum())
             if not self.affords(count) or not self._make_room(count):

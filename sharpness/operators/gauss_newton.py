@@ -1,0 +1,211 @@
+"""Positive parts of the curvature: the Gauss–Newton matrix and the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+
+from sharpness.errors import ShapeError
+from sharpness.objective import Kernels, Objective, exact_arithmetic, free_bytes
+from sharpness.operators.base import SymmetricOperator
+from sharpness.operators.chunks import RETAIN_FRACTION, Chunks, checked
+from sharpness.operators.linearised import check_finite, pull_back
+from sharpness.params import Point
+
+LOG_PARTITIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda z: z.logsumexp(1),
+    "bernoulli": F.softplus,
+    "gaussian": lambda z: 0.5 * z.square(),
+}
+
+
+@final
+class GaussNewton(SymmetricOperator):
+    """G = Σ Jᵀ (∇²ℓ) J / Σ weights (+ l2·I) of an objective at one place, J being the Jacobian of the outputs z in θ.
+
+    The Hessian without the second derivatives of the model: H = G + Σ (∂ℓ/∂z) ∇²z / Σ weights. Where ℓ is convex in z,
+    as cross-entropy and squared errors are, G is positive semidefinite. G = H where the model is linear in θ.
+
+    Args:
+        objective: f, whose loss is a function of the model's output, with ``batchnorm="eval"`` or ``"batch"``.
+        place: θ of shape (n,), a ``Point`` or a ``Minimizer``.
+        memory: bytes that retained graphs may take; default: half of what is free.
+
+    Cost: a product is two passes through retained graphs, J v and Jᵀ (∇²ℓ (J v)): less than one of the Hessian.
+
+    Raises:
+        UnsupportedModelError: the loss is computed inside the model, or f has values only.
+        NonFiniteError: the gradient at this place is NaN or infinite.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> f, theta = Objective.from_module(model, lambda z, t: z.exp(), (torch.eye(2), torch.zeros(2, 1)))
+        >>> GaussNewton(f, theta.zero_()) @ torch.tensor([1.0, 2.0])  # f = (exp θ₁ + exp θ₂) / 2
+        tensor([0.5000, 1.0000])
+    """
+
+    def __init__(self, objective: Objective, place: Any, *, memory: int | None = None) -> None:
+        objective.check_differentiable()
+        point = objective.point(place)
+        self._point = Point(point.theta.clone(), point.buffers)
+        self._leaves = [part.clone().requires_grad_() for part in objective.space.split(self._point.theta)]
+        graph = partial(OutputGraph, objective, objective.few, self._leaves, point.buffers)
+        self._objective = checked(objective, graph)
+
+        def begin(index: int, kept: bool) -> OutputGraph:  # noqa: ARG001 - they are all alike
+            graph = self._graph(self._objective.chunks[index])
+            graph.check()
+            return graph
+
+        self._chunks = Chunks(
+            self._objective,
+            begin,
+            self._graph,
+            memory=free_bytes(objective.device) * RETAIN_FRACTION if memory is None else memory,
+            bytes_per_example=objective.terms.saved_bytes_per_example(objective.few, linearised=True),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self._objective.size, self._objective.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._objective.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._objective.device
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        own = self._objective.conditions
+        execution = {**own["execution"], "retained_chunks": self._chunks.count}
+        return {**own, "operator": "gauss_newton", "theta_sha256": self._point.sha256, "execution": execution}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self.conditions, "data": self._objective.fingerprint}
+
+    def _product(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._chunks.product(vectors)
+
+    def _graph(self, chunk: Any) -> OutputGraph:
+        return OutputGraph(self._objective, chunk, self._leaves, self._point.buffers)
+
+
+@final
+class Fisher(SymmetricOperator):
+    """The Fisher information Σ E[∇log p(y) ∇log p(y)ᵀ] / count of what a model predicts, y drawn from its own p.
+
+    Where outputs z are natural parameters of p, it is Σ Jᵀ (∇²A(z)) J / count with the log-partition function A: a
+    Gauss–Newton matrix that needs no targets. It is that of the loss itself where that is the negative logarithm of p,
+    every prediction counting 1. (Squared errors (z − t)² are those of a variance of ½: twice as much.)
+
+    Args:
+        objective: whose model, data, l2 and batch-norm policy; its loss is not used.
+        place: θ of shape (n,), a ``Point`` or a ``Minimizer``.
+        distribution: ``"softmax"``, classes in dimension 1, predictions whose target is negative (masked) not counted;
+            ``"bernoulli"``, outputs being log-odds; ``"gaussian"``, outputs being means of unit variance.
+        memory: bytes that retained graphs may take; default: half of what is free.
+
+    Cost and errors are those of ``GaussNewton``.
+
+    Example:
+        >>> from sharpness.objective import cross_entropy
+        >>> model = torch.nn.Linear(1, 2, bias=False)
+        >>> f, theta = Objective.from_module(model, cross_entropy, (torch.ones(1, 1), torch.tensor([0])))
+        >>> Fisher(f, theta.zero_()) @ torch.tensor([1.0, 0.0])  # diag(p) − p pᵀ for p = (½, ½)
+        tensor([ 0.2500, -0.2500])
+    """
+
+    def __init__(
+        self, objective: Objective, place: Any, *, distribution: str = "softmax", memory: int | None = None
+    ) -> None:
+        if distribution not in LOG_PARTITIONS:
+            raise ShapeError(f"expected distribution to be one of {', '.join(LOG_PARTITIONS)}; got {distribution!r}")
+        self._distribution = distribution
+        self._matrix = GaussNewton(objective.replace(loss=_log_partition(distribution)), place, memory=memory)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._matrix.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._matrix.device
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {**self._matrix.conditions, "operator": "fisher", "distribution": self._distribution}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**self._matrix.identity, **self.conditions}
+
+    def _product(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._matrix @ vectors
+
+
+def _log_partition(distribution: str) -> Callable[[torch.Tensor, Any], Any]:
+    """A(z) as a loss."""
+
+    def loss(output: torch.Tensor, target: Any) -> Any:
+        values = LOG_PARTITIONS[distribution](output)
+        masked = isinstance(target, torch.Tensor) and not target.is_floating_point() and target.shape == values.shape
+        counted = target >= 0 if masked and distribution == "softmax" else torch.ones_like(values, dtype=torch.bool)
+        return values[counted].sum(dtype=torch.float64), counted.sum()
+
+    return loss
+
+
+class OutputGraph:
+    """One chunk's outputs z and the gradient of its loss in them, kept: a product is Jᵀ (∇²ℓ (J v)).
+
+    J v is the derivative in u of ⟨Jᵀ u, v⟩, which needs nothing but gradients.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        chunk: Any,
+        leaves: Sequence[torch.Tensor],
+        buffers: Mapping[str, torch.Tensor] | None,
+        kernels: Kernels | None = None,
+    ) -> None:
+        kernels = kernels or Kernels(objective.kernels, retained=True, curved=False)
+        self._outputs, self._cut, term = objective.terms.of_outputs(chunk, leaves, buffers, kernels)
+        self._leaves, self._device, self.weight = leaves, objective.device, float(term.weight)
+        self._directions = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
+        with exact_arithmetic(self._device):
+            self._slopes = torch.autograd.grad(term.total, self._cut, create_graph=True, materialize_grads=True)
+            self._turned = torch.autograd.grad(
+                self._outputs, leaves, self._directions, create_graph=True, materialize_grads=True
+            )
+
+    def check(self) -> None:
+        """Refuse slopes and outputs that are not finite."""
+        check_finite(all(bool(part.isfinite().all()) for part in (*self._outputs, *self._slopes)))
+
+    def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
+        """G v of shape (n,), for v in the parameters' shapes."""
+        return torch.cat([column.reshape(-1) for column in self._product(direction, batched=False)])
+
+    def products(self, directions: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The same for b vectors at once: parts of shape (b, …) give (b, n)."""
+        columns = self._product(directions, batched=True)
+        return torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
+
+    def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
+        with exact_arithmetic(self._device):
+            moved = pull_back(self._turned, self._directions, direction, batched=batched)
+            bent = pull_back(self._slopes, self._cut, moved, batched=batched)
+            return pull_back(self._outputs, self._leaves, bent, batched=batched)
