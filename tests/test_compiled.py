@@ -620,4 +620,4 @@ def test_a_compiled_program_in_float64_is_the_graph_with_other_buffers_and_maske
     operator, graph = Hessian(objective, here, replay="compiled"), Hessian(objective, here, replay="graph")
     assert replayed(operator) == [True, True, True]
     assert close(operator @ v, graph @ v)
-    assert operator._weight == graph._weight == 30.0
+    assert operator._chunks.weight == graph._chunks.weight == 30.0

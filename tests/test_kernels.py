@@ -413,7 +413,7 @@ def test_derivatives_of_forms_up_to_the_third_are_their_slopes(name, needed, ret
     x, w = requiring(dict(zip("xw", (randn(*shape, key=str(shape)) for shape in shapes), strict=True)), needed)
 
     def value(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return kernels._Apply.apply(form, x, w, retained)
+        return kernels._Apply.apply(form, x, w, retained, True)
 
     def gradients(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
         leaves = [t for t in (x, w) if t.requires_grad]
