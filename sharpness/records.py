@@ -86,15 +86,15 @@ class History:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EigenPairs:
-    """Eigenvalues with their exact residuals ‖Av − λv‖ for unit v: an eigenvalue of A lies within that distance."""
+    """Eigenvalues with their residuals ‖Av − λv‖ for unit v: an eigenvalue of A lies within that distance."""
 
     kind: ClassVar = "eigenpairs"
     eigenvalues: np.ndarray = variable("pair", label="eigenvalue")
-    residuals: np.ndarray = variable("pair", label="residual from an exact product")
+    residuals: np.ndarray = variable("pair", label="residual, checked by an exact product")
     recurrence_residuals: np.ndarray = variable("pair", label="residual from the Lanczos recurrence")
     converged: np.ndarray = variable("pair", label="residual within tolerance")
     audit_agrees: np.ndarray | None = variable(
-        "pair", label="exact residual as small as the recurrence says, to rounding", default=None
+        "pair", label="residual as small as the recurrence says, to rounding", default=None
     )
     products: int = setting("products used, audit and probe included")
     probe_products: int = setting("products spent on looking for missed pairs")
@@ -111,7 +111,7 @@ class EigenPairs:
 
     @property
     def doubted(self) -> list[int]:
-        """The pairs, counted from 1, whose exact residual is larger than the recurrence says."""
+        """The pairs, counted from 1, whose residual is larger than the recurrence says."""
         if self.audit_agrees is None:
             return []
         return [number for number, agrees in enumerate(self.audit_agrees, 1) if not agrees]
@@ -225,7 +225,7 @@ class Comparison:
     loss: np.ndarray = variable("regime", "seed", "split", unit=NATS, label="loss")
     accuracy: np.ndarray = variable("regime", "seed", "split", unit=FRACTION, label="accuracy")
     eigenvalues: np.ndarray = variable("regime", "seed", "pair", label="eigenvalue")
-    residuals: np.ndarray = variable("regime", "seed", "pair", label="residual from an exact product")
+    residuals: np.ndarray = variable("regime", "seed", "pair", label="residual, checked by an exact product")
     converged: np.ndarray = variable("regime", "seed", "pair", label="residual within tolerance")
     gradient_norm: np.ndarray = variable("regime", "seed", "batchnorm", label="gradient norm ‖g‖")
     sharpness: np.ndarray = variable(

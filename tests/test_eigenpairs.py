@@ -245,6 +245,26 @@ def test_few_vectors_suffice_when_restarts_do_the_rest():
     assert np.allclose(pairs.eigenvalues, np.linspace(-1, 1, 300)[:-5:-1] ** 5, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_the_least_vectors_allowed_suffice_for_a_probe(block):
+    matrix = with_spectrum(np.linspace(-1, 1, 300) ** 5)
+    least = 4 + max(PROBE_STEPS + 1 + block, 2 * block)
+    pairs = eigenpairs(Dense(matrix), 4, max_vectors=least, block=block, max_products=2000)
+    assert pairs.probe_passed
+    assert np.allclose(pairs.eigenvalues, np.linspace(-1, 1, 300)[:-5:-1] ** 5, rtol=0, atol=1e-3)
+    with pytest.raises(ShapeError, match=f"max_vectors >= {least}"):
+        eigenpairs(Dense(matrix), 4, max_vectors=least - 1, block=block)
+
+
+def test_a_probe_that_ends_early_says_no_more_than_it_knows():
+    # what is left of a random vector after one product is below rounding in float32: the probe ends, the risk does not
+    entries = torch.cat([torch.tensor([1000.0]), 1e-6 * torch.linspace(-1, 1, 200_000)])
+    pairs = eigenpairs(Diagonal(entries), 1)
+    assert pairs.probe_products == 1
+    assert pairs.probe_risk > 1e-6
+    assert eigenpairs(Diagonal(torch.zeros(50)), 1).probe_risk == 0.0
+
+
 def test_a_start_that_is_blind_to_the_largest_eigenvector_is_rescued_by_the_probe():
     entries = torch.cat([torch.tensor([10.0]), torch.linspace(-1, 1, 199)]).double()
     blind = torch.ones(200, dtype=torch.float64)
@@ -590,7 +610,7 @@ def test_a_decay_is_continued_and_what_does_not_decay_is_not():
         ({"max_products": 4, "block": 4}, "max_products >= 5"),
         ({"block": 0}, "1 <= block <= n = 20"),
         ({"block": 21}, "1 <= block <= n = 20"),
-        ({"block": 5, "max_vectors": 12}, "max_vectors >= 13"),
+        ({"block": 5, "max_vectors": 16}, "max_vectors >= 17"),
         ({"basis": "disk"}, "device, host"),
     ],
 )

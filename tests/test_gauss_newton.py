@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from networks import filled, labels, randn
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call, hessian, jacrev
 
 from sharpness import Fisher, GaussNewton, Hessian, Objective, cross_entropy, eigenpairs
@@ -256,6 +257,73 @@ def test_values_alone_and_diverged_weights_are_refused() -> None:
         GaussNewton(f, torch.full_like(theta, float("nan")))
 
 
+class Physics(nn.Module):
+    """A network of which the output contains a derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = filled(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            u = self.net(x)
+            (slope,) = torch.autograd.grad(u.square().sum(), x, create_graph=True)
+        return u + slope[:, 1:]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this PyTorch")
+def test_derivatives_inside_the_model_are_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    f, theta = Objective.from_module(Physics(), cross_entropy, (randn(10, 4), labels(10)))
+    expected = matrix(GaussNewton(f.replace(kernels="torch"), theta))
+    single = f.replace(dtype=torch.float32, kernels="onednn")
+    operator = GaussNewton(single, theta.float())
+    assert operator.conditions["execution"]["kernels"] == "torch"  # the others leave a part out, which was seen
+    assert near(matrix(operator).double(), expected, 1e-5)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * g
+
+
+def test_a_loss_without_a_second_derivative_is_refused() -> None:
+    f, theta = Objective.from_module(mlp(), lambda z, t: Once.apply(z).sum(1), (randn(10, 4), labels(10)))
+    with pytest.raises(UnsupportedModelError, match="Once is marked once_differentiable"):
+        GaussNewton(f, theta)
+
+
+def test_a_loss_of_more_than_the_output_tensors_is_refused() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            z = self.net(x)
+            return {"logits": z, "distribution": torch.distributions.Categorical(logits=z)}
+
+    f, theta = Objective.from_module(
+        Wrapped(), lambda z, t: -z["distribution"].log_prob(t) + z["logits"].square().sum(1), (randn(10, 4), labels(10))
+    )
+    with pytest.raises(UnsupportedModelError, match="by another way"):
+        GaussNewton(f, theta)
+
+
+def test_a_loss_may_change_its_output_in_place() -> None:
+    case = cases()["cross-entropy"]
+    f, theta = Objective.from_module(case.module, case.loss, case.data)
+    scaled = f.replace(loss=lambda z, t: cross_entropy(z.mul_(1.0), t))
+    assert near(matrix(GaussNewton(scaled, theta)), matrix(GaussNewton(f, theta)))
+
+
 # Fisher
 
 
@@ -313,6 +381,28 @@ def test_masked_predictions_do_not_count() -> None:
         module, lambda z, t: (F.cross_entropy(z, t, reduction="sum"), (t >= 0).sum()), (x, t)
     )[0]
     assert near(matrix(Fisher(masked, theta)), matrix(Fisher(f, theta)))
+
+
+def test_fisher_refuses_what_it_cannot_tell_the_classes_of() -> None:
+    tokens = cases()["tokens"]
+    f, theta = Objective.from_module(tokens.module, tokens.loss, tokens.data)
+    with pytest.raises(ShapeError, match=r"classes in dimension 1 .* of shape \(8, 3\); got \(8, 6\)"):
+        Fisher(f, theta)
+    x, t = randn(10, 4), labels(10)
+    beside, theta = Objective.from_module(
+        _WithLoss(), lambda z, batch: cross_entropy(z["logits"], batch["labels"]), [{"x": x, "labels": t}]
+    )
+    with pytest.raises(UnsupportedModelError, match="returns one tensor"):
+        Fisher(beside, theta)
+
+
+def test_normalised_outputs_have_the_same_fisher_information() -> None:
+    data = (randn(300, 4).float(), labels(300))
+    plain = filled(nn.Linear(4, 3)).float()
+    f, theta = Objective.from_module(plain, cross_entropy, data)
+    g, same = Objective.from_module(nn.Sequential(plain, nn.LogSoftmax(1)), cross_entropy, data)
+    assert torch.equal(theta, same)
+    assert near(matrix(Fisher(g, theta)), matrix(Fisher(f, theta)), 1e-5)
 
 
 def test_fisher_says_what_it_is_and_refuses_other_distributions() -> None:

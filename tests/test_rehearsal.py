@@ -10,6 +10,7 @@ import torch
 from matrices import OUTLIERS, Diagonal
 
 from sharpness import Hessian, Objective, cross_entropy, eigenpairs
+from sharpness.errors import NotConvergedError
 from sharpness.models import initialised, mlp
 from sharpness.operators import SymmetricOperator
 from sharpness.random import normal
@@ -106,6 +107,27 @@ def test_a_rehearsal_that_exact_products_refute_begins_the_search():
     pairs = eigenpairs(operator, 3, tolerance=1e-3)
     assert pairs.converged.all()
     assert np.allclose(pairs.eigenvalues, own.sort().values.flip(0)[:3].numpy(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rehearsal", [True, False])
+def test_what_a_rehearsal_is_blind_to_its_probe_is_not(rehearsal):
+    # the rehearsed sequence sees one of two; a probe that begins as it did would be as blind
+    own = torch.cat([torch.tensor([5.0, 5.0, 4.0]), torch.linspace(-1, 1, 1000)]).double()
+    for seed in range(3):
+        pairs = eigenpairs(Offering(own, own), 2, rehearsal=rehearsal, seed=seed)
+        assert np.allclose(pairs.eigenvalues, [5.0, 5.0], rtol=0, atol=5e-3)
+
+
+def test_a_rehearsal_may_find_all_there_is_or_leave_too_little_for_a_search():
+    own = torch.linspace(1, 2, 6).double()
+    pairs = eigenpairs(Offering(own, own), 6)
+    assert np.allclose(pairs.eigenvalues, own.flip(0).numpy(), rtol=0, atol=1e-12)
+    assert (pairs.probe_passed, pairs.probe_risk) == (True, 0.0)
+    wrong = Offering(entries(), entries() * torch.linspace(1, 1.0005, 510).flip(0))
+    for budget in (12, 19, 25):
+        with pytest.raises(NotConvergedError) as caught:
+            eigenpairs(wrong, 10, max_products=budget, block=8, tolerance=1e-4)
+        assert caught.value.partial.products <= budget
 
 
 class _Rotated(Diagonal):

@@ -82,16 +82,20 @@ class Terms:
                 return output
             outputs.append(output)
             cut.append(output.detach().requires_grad_())
-            return cut[-1]
+            return cut[-1].clone()  # which a loss may change in place
 
         def model(*args: Any, **kwargs: Any) -> Any:
-            return pytree.tree_map_only(torch.Tensor, separate, bound(*args, **kwargs))
+            with kernels:
+                return pytree.tree_map_only(torch.Tensor, separate, bound(*args, **kwargs))
 
-        with exact_arithmetic(self._device), kernels:
-            bound = self._model(parameters, buffers)
+        bound = self._model(parameters, buffers)
+        with exact_arithmetic(self._device):
             term = self._loss(model, chunk)
-        if not outputs:
-            raise UnsupportedModelError("expected outputs that depend on the parameters; found no tensor that does")
+        if not outputs or not term.total.requires_grad:
+            raise UnsupportedModelError(
+                "expected a loss of output tensors that depend on the parameters; got one without a gradient. Is the "
+                "output detached?"
+            )
         return outputs, cut, term
 
     def differentiate(

@@ -99,11 +99,11 @@ class Chunks:
             return None
 
 
-def checked(f: Objective, make: Callable[[Kernels], ChunkProduct]) -> Objective:
+def checked(f: Objective, make: Callable[[Kernels], ChunkProduct], *, curved: bool = True) -> Objective:
     """f, or f with PyTorch's kernels where its own do not give the same product on a few examples."""
     if f.kernels == "torch":
         return f
-    ours, reference = (make(Kernels(name, retained=True, smallest=0)) for name in (f.kernels, "torch"))
+    ours, reference = (make(Kernels(name, retained=True, curved=curved, smallest=0)) for name in (f.kernels, "torch"))
     return f if agree(f, ours, reference, vectors=1) else f.replace(kernels="torch")
 
 

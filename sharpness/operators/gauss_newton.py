@@ -9,11 +9,11 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 
-from sharpness.errors import ShapeError
+from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective import Kernels, Objective, exact_arithmetic, free_bytes
 from sharpness.operators.base import SymmetricOperator
 from sharpness.operators.chunks import RETAIN_FRACTION, Chunks, checked
-from sharpness.operators.linearised import check_finite, pull_back
+from sharpness.operators.linearised import check_differentiable_twice, check_finite, pull_back
 from sharpness.params import Point
 
 LOG_PARTITIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -54,7 +54,7 @@ class GaussNewton(SymmetricOperator):
         self._point = Point(point.theta.clone(), point.buffers)
         self._leaves = [part.clone().requires_grad_() for part in objective.space.split(self._point.theta)]
         graph = partial(OutputGraph, objective, objective.few, self._leaves, point.buffers)
-        self._objective = checked(objective, graph)
+        self._objective = checked(objective, graph, curved=False)
 
         def begin(index: int, kept: bool) -> OutputGraph:  # noqa: ARG001 - they are all alike
             graph = self._graph(self._objective.chunks[index])
@@ -158,10 +158,23 @@ class Fisher(SymmetricOperator):
 def _log_partition(distribution: str) -> Callable[[torch.Tensor, Any], Any]:
     """A(z) as a loss."""
 
-    def loss(output: torch.Tensor, target: Any) -> Any:
+    def loss(output: Any, target: Any) -> Any:
+        if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
+            raise UnsupportedModelError(
+                "expected a model that returns one tensor, and batches (inputs, target); got an output of type "
+                f"{type(output).__name__} and a target of type {type(target).__name__}"
+            )
         values = LOG_PARTITIONS[distribution](output)
-        masked = isinstance(target, torch.Tensor) and not target.is_floating_point() and target.shape == values.shape
-        counted = target >= 0 if masked and distribution == "softmax" else torch.ones_like(values, dtype=torch.bool)
+        counted = torch.ones_like(values, dtype=torch.bool)
+        if distribution == "softmax" and not target.is_floating_point():
+            if target.shape != values.shape:
+                raise ShapeError(
+                    f"expected classes in dimension 1 of the output, and a target of shape {tuple(values.shape)}; got "
+                    f"{tuple(target.shape)}"
+                )
+            counted = target >= 0
+        # 1 for each, whatever A is, for only derivatives matter: sums of it over a batch's parts then are exact
+        values = values - values.detach() + 1
         return values[counted].sum(dtype=torch.float64), counted.sum()
 
     return loss
@@ -185,6 +198,7 @@ class OutputGraph:
         self._outputs, self._cut, term = objective.terms.of_outputs(chunk, leaves, buffers, kernels)
         self._leaves, self._device, self.weight = leaves, objective.device, float(term.weight)
         self._directions = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
+        self._total = term.total
         with exact_arithmetic(self._device):
             self._slopes = torch.autograd.grad(term.total, self._cut, create_graph=True, materialize_grads=True)
             self._turned = torch.autograd.grad(
@@ -192,8 +206,14 @@ class OutputGraph:
             )
 
     def check(self) -> None:
-        """Refuse slopes and outputs that are not finite."""
-        check_finite(all(bool(part.isfinite().all()) for part in (*self._outputs, *self._slopes)))
+        """Refuse what is not finite, and a loss that depends on θ by other ways than the outputs, or has no slope."""
+        check_finite(all(bool(part.isfinite().all()) for part in (*self._outputs, *self._slopes, *self._turned)))
+        check_differentiable_twice(self._total)
+        others = torch.autograd.grad(self._total, self._leaves, retain_graph=True, allow_unused=True)
+        if any(other is not None for other in others):
+            raise UnsupportedModelError(
+                "expected a loss of the model's output tensors alone; this one depends on the parameters by another way"
+            )
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
         """G v of shape (n,), for v in the parameters' shapes."""

@@ -39,7 +39,7 @@ class RetainedGraph:
     def check(self) -> None:
         """Refuse a gradient that is not finite, or whose derivative PyTorch would silently drop."""
         check_finite(all(bool(part.isfinite().all()) for part in self._parts))
-        _check_differentiable_twice(self.total)
+        check_differentiable_twice(self.total)
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
         """∂⟨g, v⟩/∂θ of shape (n,), for v in the parameters' shapes."""
@@ -76,7 +76,7 @@ def pull_back(
                 is_grads_batched=batched,
             )
     except RuntimeError as error:
-        if "not implemented" not in str(error) and "twice" not in str(error):
+        if batched or ("not implemented" not in str(error) and "twice" not in str(error)):
             raise
         raise UnsupportedModelError(
             f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
@@ -103,7 +103,7 @@ def _once(ctx: Any) -> None:
     """Shares its code with every function so marked, by which they are known."""
 
 
-def _check_differentiable_twice(total: torch.Tensor) -> None:
+def check_differentiable_twice(total: torch.Tensor) -> None:
     """Refuse a graph with functions marked ``once_differentiable``, whose second derivative PyTorch drops silently."""
     seen: set[Any] = set()
     nodes = [total.grad_fn]

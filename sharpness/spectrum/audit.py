@@ -66,11 +66,11 @@ def combination(count: int, seed: int) -> np.ndarray:
 
 
 def agrees(exact: np.ndarray, recurrence: np.ndarray, floor: float, tolerance: float) -> np.ndarray:
-    """Whether residuals from exact products are what the recurrence says, all relative to the largest |λ|.
+    """Whether residuals that an exact product has checked are what the recurrence says, relative to the largest |λ|.
 
-    An exact residual may be up to twice that of the recurrence and three floors beside; a tenth of the tolerance is
-    small enough in any case. Where it is larger, rounding (or a product that is none of one symmetric matrix) has
-    spoilt the recurrence, and further steps do not help.
+    One may be up to twice that of the recurrence and three floors beside; a tenth of the tolerance is small enough in
+    any case. Where it is larger, rounding (or a product that is none of one symmetric matrix) has spoilt the
+    recurrence, and further steps do not help.
 
     >>> agrees(np.array([3e-4, 3e-4, 5e-5]), np.array([2e-4, 1e-6, 0.0]), floor=1e-7, tolerance=1e-3).tolist()
     [True, False, True]

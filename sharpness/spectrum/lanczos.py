@@ -147,7 +147,7 @@ class KrylovBasis:
         return self._put(row)
 
     def within(self, rows: Sequence[int]) -> np.ndarray:
-        """⟨p, A q⟩ for these rows p and q, of which all but the last have been multiplied."""
+        """⟨p, A q⟩ for these rows p and q, 0 between two of which neither has been multiplied."""
         return self._couplings[np.ix_(rows, rows)]
 
     def ritz(self) -> Ritz:
@@ -165,7 +165,10 @@ class KrylovBasis:
         two = self._combined(np.column_stack([self._of_all(coefficients[:, None]), predicted]))
         image = self._operator @ two.read(0, 1).T
         self.products += 1
-        return float(norms(image.T.double() - two.read(1, 2).double()))
+        found = float(norms(image.T.double() - two.read(1, 2).double()))
+        if not np.isfinite(found):
+            raise self._not_finite(self.products)
+        return found
 
     def restart(self, values: np.ndarray, coefficients: np.ndarray) -> None:
         """Keep these Ritz pairs and the pending rows; forget the rest."""
@@ -193,12 +196,14 @@ class KrylovBasis:
         gram = (self._rows.take(rows) @ images.T).double().cpu().numpy()
         bad = ~np.isfinite(gram).all(axis=0)
         if bad.any():
-            number = self.products - len(bad) + int(bad.argmax()) + 1
-            raise NonFiniteError(
-                f"expected finite products; product {number} holds NaN or infinite entries. "
-                "Try float64 (dtype=torch.float64), or check the weights."
-            )
+            raise self._not_finite(self.products - len(bad) + int(bad.argmax()) + 1)
         return (gram + gram.T) / 2
+
+    def _not_finite(self, number: int) -> NonFiniteError:
+        return NonFiniteError(
+            f"expected finite products; product {number} holds NaN or infinite entries. "
+            "Try float64 (dtype=torch.float64), or check the weights."
+        )
 
     def _append(self, candidates: torch.Tensor) -> np.ndarray:
         """Add orthonormal rows X, as many as candidates (orthogonal to all rows) span; F, that these are Fᵀ X.
@@ -207,7 +212,7 @@ class KrylovBasis:
         much as the rows before them cancel them.
         """
         factor = np.zeros((len(candidates), len(candidates)))
-        first, negligible = self.count, self._negligible()
+        first, negligible = self.count, self.negligible
         for index in range(len(candidates)):
             row = candidates[index : index + 1]
             whole = norms(row)
@@ -238,7 +243,8 @@ class KrylovBasis:
         self._rows.combine(coefficients, combined)
         return combined
 
-    def _negligible(self) -> float:
+    @property
+    def negligible(self) -> float:
         """A residual below this is rounding: the basis is invariant."""
         scale = np.abs(self._couplings).max()
         return float(10 * torch.finfo(self._rows.dtype).eps * scale * np.sqrt(self.size))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from sharpness.operators import SymmetricOperator
 from sharpness.progress import Progress
-from sharpness.random import normal
+from sharpness.random import derive_seed, normal
 from sharpness.spectrum.rows import Rows
 from sharpness.spectrum.search import PROBE_STEPS, Search, Task
 
@@ -35,7 +36,8 @@ def rehearse(
     Returns:
         The rehearsal or None, and the products of ``exact`` used.
     """
-    offer = operator.cheaper(task.tolerance) if task.wanted + PROBE_STEPS < task.budget else None
+    enough = task.wanted + PROBE_STEPS + task.block + 2 <= task.budget  # also if what is rehearsed turns out wrong
+    offer = operator.cheaper(task.tolerance) if enough else None
     if offer is None:
         return None, 0
     share, cheap = offer
@@ -45,7 +47,7 @@ def rehearse(
     def report(done: int, total: int | None, note: str = "") -> None:  # noqa: ARG001 - these count other products
         progress(1, None, f"on {share:.0%} of the data: {note}")
 
-    search = Search(cheap, task, start, report)
+    search = Search(cheap, replace(task, seed=derive_seed("rehearsal", seed=task.seed)), start, report)
     if not search.converge(SHARPER * task.tolerance):
         return None, 1
     return Rehearsal(search.wanted_vectors(), share, search.products + 3), 1

@@ -12,6 +12,7 @@ import torch
 
 from sharpness.operators import SymmetricOperator
 from sharpness.progress import Progress
+from sharpness.random import derive_seed
 from sharpness.spectrum.audit import combination, images_of, rayleigh_ritz
 from sharpness.spectrum.lanczos import KrylovBasis, Ritz
 from sharpness.spectrum.rows import Rows
@@ -73,7 +74,7 @@ class Search:
         spent: int = 0,
     ) -> None:
         self.operator, self.task, self._progress, self._spent = operator, task, progress, spent
-        self.restarts = self.probe_products = 0
+        self.restarts = self.probe_products = self._attempts = 0
         self.probe_passed, self.probe_risk = False, 1.0
         self._rounding = 0.0
         self._to_measure = task.tolerance < TIGHT * torch.finfo(operator.dtype).eps
@@ -90,8 +91,9 @@ class Search:
         return max(self._rounding, self.basis.asymmetry)
 
     def begin_again(self, start: torch.Tensor) -> None:
-        """From a new basis, after an audit that failed."""
+        """From a new basis."""
         self._spent, self._rounding, self._to_measure = self.products, self.floor, True
+        self._attempts += 1
         del self.basis  # never two of them in memory
         self.basis = self._new_basis(start)
 
@@ -101,7 +103,11 @@ class Search:
         values, residuals = rayleigh_ritz(vectors, images)
         self._spent += vectors.count
         found = Audited(values, residuals, residuals, vectors.columns(), float(np.abs(values).max()))
-        if found.worst <= self.task.tolerance:
+        if found.worst > self.task.tolerance:
+            return found
+        if vectors.count == self.operator.shape[0]:
+            self.probe_passed, self.probe_risk = True, 0.0
+        else:
             self.begin_again(vectors.read(0, vectors.count))  # which are not multiplied again
             self.probe_passed = self._none_missed(np.sort(values), self.task.tolerance)
         return found
@@ -112,7 +118,7 @@ class Search:
             if self.basis.complete:
                 self.probe_passed, self.probe_risk = True, 0.0
                 return True
-            if not self.affords(PROBE_STEPS) or not self._make_room(PROBE_STEPS + 1):
+            if not self.affords(max(PROBE_STEPS, len(self.basis.pending))) or not self._make_room(PROBE_STEPS + 1):
                 return False
             if self.basis.count == self.operator.shape[0]:  # nowhere else to look
                 self.basis.expand(self.basis.pending)
@@ -162,7 +168,8 @@ class Search:
                     return True
                 history.append((self.products, float(wanted.max())))
                 self._report(history, limit, int((wanted <= limit).sum()))
-                due = (border[:, wanted > limit] > limit / np.sqrt(len(border))).any(axis=1)
+                shares = border[:, wanted > limit].max(axis=1)
+                due = shares > min(limit / np.sqrt(len(border)), 0.99 * shares.max())
             count = int(due.sum())
             if not self.affords(count) or not self._make_room(count):
                 return False
@@ -170,7 +177,9 @@ class Search:
 
     def _new_basis(self, start: torch.Tensor | None) -> KrylovBasis:
         task = self.task
-        return KrylovBasis(self.operator, task.capacity, task.seed, start=start, block=task.block, place=task.place)
+        # other random rows each time: a probe must not repeat the sequence that it is to look beside
+        seed = derive_seed("search", self._attempts, seed=task.seed) if self._attempts else task.seed
+        return KrylovBasis(self.operator, task.capacity, seed, start=start, block=task.block, place=task.place)
 
     def _select(self, values: np.ndarray) -> np.ndarray:
         return select(values, self.task.wanted, self.task.which)
@@ -203,8 +212,12 @@ class Search:
             limit = max(tolerance * np.abs(values).max(), self.floor)
             passed = bool(np.abs(values[self._select(values)] - found).max() <= limit)
             rows += following.tolist()
-            beyond = basis.within(rows)[-1, -2] if len(following) else 0.0
+            beyond = basis.within(rows)[-1, -2] if len(following) else basis.negligible
             self.probe_risk = hidden(projected, beyond, innermost(found, self.task.which), self.operator.shape[0])
+            if basis.count == self.operator.shape[0]:  # nowhere left to hide
+                self.probe_risk = 0.0
+            if not len(following):
+                break
         self.probe_products += basis.products - before
         return passed
 
@@ -239,9 +252,8 @@ def hidden(projected: np.ndarray, following: float, edges: Sequence[float], n: i
     for edge in edges:
         before, now, total = 0.0, 1.0, 1.0
         for j, diagonal in enumerate(alpha):
-            if not beta[j + 1]:  # the sequence has ended: it spans all eigenvectors that it has a part in
-                total = np.inf
-                break
+            if not beta[j + 1]:  # of a matrix of zeros
+                return 0.0
             before, now = now, ((edge - diagonal) * now - beta[j] * before) / beta[j + 1]
             total += now**2
         risk = max(risk, float(np.sqrt(2 * n / (np.pi * total))))

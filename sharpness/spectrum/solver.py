@@ -39,7 +39,7 @@ def eigenpairs(
     rehearsal: bool = True,
     progress: Progress = silent,
 ) -> EigenPairs:
-    """The k eigenpairs (λ, v) at one end of the spectrum of A, with residuals ‖A v − λ v‖ from exact products.
+    """The k eigenpairs (λ, v) at one end of the spectrum of A, each with its residual ‖A v − λ v‖.
 
     Lanczos with full re-orthogonalisation and thick restart, stopped when every wanted residual is at most
     ``tolerance · max|λ|``. Then Lanczos from a random vector orthogonal to the basis probes for missed pairs (one
@@ -126,7 +126,9 @@ def _worth_another(search: Search, found: Audited) -> bool:
     """Whether a new attempt may bring the residuals below the tolerance."""
     task = search.task
     below_floor = search.floor >= task.tolerance * found.scale
-    return found.worst > task.tolerance and not below_floor and search.affords(task.wanted + PROBE_STEPS)
+    return (
+        found.worst > task.tolerance and not below_floor and search.affords(max(task.wanted, task.block) + PROBE_STEPS)
+    )
 
 
 def _certified(search: Search, rehearsed: Rehearsal) -> Audited | None:
@@ -208,7 +210,7 @@ def _check(operator: SymmetricOperator, k: int, task: Task) -> None:
         raise ShapeError(f"expected 1 <= block <= n = {n}; got {task.block}")
     if task.place not in PLACES:
         raise ShapeError(f"expected basis to be one of {', '.join(PLACES)}; got {task.place!r}")
-    steps = max(PROBE_STEPS + 2, 2 * task.block)
+    steps = max(PROBE_STEPS + 1 + task.block, 2 * task.block)
     if task.capacity < (least := min(n, task.wanted + steps)):
         raise ShapeError(
             f"expected max_vectors >= {least} (wanted pairs and {steps} for a probe or two blocks); got {task.capacity}"
@@ -236,4 +238,4 @@ def _advice(pairs: EigenPairs, wanted: int, enough: bool) -> str:
         )
     if enough:
         return state + "Raise the tolerance, or use float64 (dtype=torch.float64); error.partial holds what was found."
-    return state + "Raise max_products or the tolerance; error.partial holds what was found."
+    return state + "Raise max_products, max_vectors or the tolerance; error.partial holds what was found."
