@@ -106,7 +106,7 @@ def eigenpairs(
     if found is None:
         enough = search.solve(0.9 * tolerance)
         found = search.audit()
-    if enough and _worth_another(search, found):  # deflation or rounding has spoilt a residual: once more, tighter
+    if enough and _worth_another(search, found):  # rounding has spoilt a residual: once more, tighter
         search.begin_again(_rows(found.vectors, block).to(operator.device))
         enough = search.solve(0.1 * tolerance)
         found = min(search.audit(), found, key=lambda audited: audited.worst)
