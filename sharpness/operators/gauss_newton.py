@@ -13,7 +13,7 @@ from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective import Kernels, Objective, exact_arithmetic, free_bytes
 from sharpness.operators.base import SymmetricOperator
 from sharpness.operators.chunks import RETAIN_FRACTION, Chunks, checked
-from sharpness.operators.linearised import check_differentiable_twice, check_finite, pull_back
+from sharpness.operators.linearised import check_differentiable_twice, check_finite, flat, pull_back
 from sharpness.params import Point
 
 LOG_PARTITIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -35,7 +35,8 @@ class GaussNewton(SymmetricOperator):
         place: θ of shape (n,), a ``Point`` or a ``Minimizer``.
         memory: bytes that retained graphs may take; default: half of what is free.
 
-    Cost: a product is two passes through retained graphs, J v and Jᵀ (∇²ℓ (J v)): less than one of the Hessian.
+    Cost: a product is two passes through retained graphs, J v and Jᵀ (∇²ℓ (J v)): two thirds of one of the Hessian,
+    0.7 gradients for an MLP and 0.9 for a transformer on two CPU cores.
 
     Raises:
         UnsupportedModelError: the loss is computed inside the model, or f has values only.
@@ -217,15 +218,14 @@ class OutputGraph:
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
         """G v of shape (n,), for v in the parameters' shapes."""
-        return torch.cat([column.reshape(-1) for column in self._product(direction, batched=False)])
+        return self._product(direction, batched=False)
 
     def products(self, directions: Sequence[torch.Tensor]) -> torch.Tensor:
         """The same for b vectors at once: parts of shape (b, …) give (b, n)."""
-        columns = self._product(directions, batched=True)
-        return torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
+        return self._product(directions, batched=True)
 
-    def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
+    def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
         with exact_arithmetic(self._device):
             moved = pull_back(self._turned, self._directions, direction, batched=batched)
             bent = pull_back(self._slopes, self._cut, moved, batched=batched)
-            return pull_back(self._outputs, self._leaves, bent, batched=batched)
+            return flat(pull_back(self._outputs, self._leaves, bent, batched=batched), batched=batched)

@@ -43,16 +43,20 @@ class RetainedGraph:
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
         """∂⟨g, v⟩/∂θ of shape (n,), for v in the parameters' shapes."""
-        return torch.cat([column.reshape(-1) for column in self._product(direction, batched=False)])
+        return self._product(direction, batched=False)
 
     def products(self, directions: Sequence[torch.Tensor]) -> torch.Tensor:
         """The same for b vectors at once: parts of shape (b, …) give (b, n)."""
-        columns = self._product(directions, batched=True)
-        return torch.cat([column.reshape(len(column), -1) for column in columns], dim=1)
+        return self._product(directions, batched=True)
 
-    def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> Sequence[torch.Tensor]:
+    def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
         with exact_arithmetic(self._device):
-            return pull_back(self._parts, self._leaves, direction, batched=batched)
+            return flat(pull_back(self._parts, self._leaves, direction, batched=batched), batched=batched)
+
+
+def flat(columns: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
+    """Parts in the parameters' shapes as one vector of shape (n,), or those of b vectors as rows of shape (b, n)."""
+    return torch.cat([column.reshape(*column.shape[:batched], -1) for column in columns], dim=-1)
 
 
 def pull_back(

@@ -67,7 +67,7 @@ def eigenpairs(
         max_products: most products, probe and audit included; default 200 + 40 k.
         journal: where every product is kept (see ``Recorded``; ``begin_products`` makes one in a file): given again
             after a kill, the call goes on after its last product and returns the same bits.
-        rehearsal: let an operator with a cheaper one nearby (``cheaper``: a Hessian where two thirds of the examples
+        rehearsal: let an operator with a cheaper one nearby (``cheaper``: a Hessian where four fifths of the examples
             are learnt) search there first, if one product shows that they are alike. The pairs found are returned if
             exact products bear them out and a probe finds none missing, and are otherwise the start of the search.
             ``products`` counts A's own; ``conditions["rehearsal"]`` has the others, and what share of a product one is.
