@@ -98,8 +98,8 @@ def _panel(ax: Axes, part: str, attempts: dict[str, list[dict[str, Any]]]) -> No
         ax.plot(*zip(*best, strict=True), color=colour, linewidth=1)
         for point, full in zip(points, good, strict=True):
             ax.plot(*point, marker, color=colour, markerfacecolor=colour if full else "white", markersize=3.5)
-        side, shift = ("right", -5) if name == "hessian-eigenthings" else ("left", 5)
-        ax.annotate(name, best[-1], (shift, -2), textcoords="offset points", color=colour, ha=side)
+        side, shift = ("right", (0, -11)) if name == "hessian-eigenthings" else ("left", (5, -2))
+        ax.annotate(name, best[-1], shift, textcoords="offset points", color=colour, ha=side)
     ax.set(xscale="log", yscale="log", xlabel="Hessian-vector products", title=part, xlim=(2, 5000))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
