@@ -58,9 +58,8 @@ def eigenpairs(
             sum begins the Krylov sequence. From one step of SGD before, it saved half of the products until
             convergence at k = 1 and a fifth to a third at k = 5 and 10; from 20 steps before, a fifth and a tenth; at
             k = 20 nothing to rely on. A Rayleigh–Ritz step on them, or a block, cost more than they saved.
-        block: b, vectors that are multiplied in one call. A block sees b copies of a multiple eigenvalue and clusters
-            of b at once. It costs more products: on a small network 1.2 to 1.6 times as many at b = 2, 1.8 to 2.6 at
-            b = 4, the most at small k.
+        block: b, vectors that are multiplied in one call. A block sees b copies of a multiple eigenvalue and
+            clusters of b at once. It costs more products than single vectors, the most at small k.
         basis: where the basis lies: ``"device"``, or ``"host"`` for one that does not fit there: it then goes through
             the device at least twice for every product, and ``vectors`` are returned in host memory too.
         max_vectors: most basis vectors held, n entries each; default 2k + 30, or 2k + 8b where that is more.
