@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class TrainingPlan:
             ``milestones``).
         patience: stop when the training loss has not improved for so many epochs; 0: only at ``epochs``.
         improvement: the least relative decrease of the best training loss that counts as one.
+        resolution: the least decrease in nats that counts as one. A network that fits every example lowers a mean
+            cross-entropy for ever, by ever smaller amounts.
     """
 
     batch_size: int | float
@@ -60,6 +62,7 @@ class TrainingPlan:
     step_factor: float = 0.1
     patience: int = 0
     improvement: float = 1e-3
+    resolution: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = [
@@ -76,6 +79,7 @@ class TrainingPlan:
                 ("step_factor", "> 0", self.step_factor > 0),
                 ("patience", ">= 0", self.patience >= 0),
                 ("improvement", "in [0, 1)", 0 <= self.improvement < 1),
+                ("resolution", ">= 0", self.resolution >= 0),
             )
             if not good
         ]
@@ -109,6 +113,7 @@ def train(
     checkpoint: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    keep: Callable[[int, Minimizer], None] | None = None,
     progress: Progress = silent,
 ) -> tuple[Minimizer, History]:
     """Train ``problem.model`` from its current weights; return where it ended and the history of every epoch.
@@ -125,6 +130,8 @@ def train(
         checkpoint: file with the state of a run in progress, written every few seconds and read at the start; to be
             removed once the minimizer is stored. The resumed run ends with the same weights, bit for bit.
         metadata: kept in the minimizer beside the plan, seed, epochs and reason for stopping.
+        keep: called after each epoch with the number of epochs and the iterate, to be stored where wanted. After a
+            kill it may be called again for the same epoch, with the same iterate.
         progress: called after each epoch.
 
     Raises:
@@ -151,12 +158,13 @@ def train(
                 f"Lower the learning rate (now {rate:g}).",
                 partial=_history(objectives, plan, rows, run.epoch, "diverged"),
             )
+        if keep is not None:
+            keep(run.epoch, run.minimizer(metadata))
         if checkpoint is not None and time.monotonic() - saved > SECONDS_BETWEEN_CHECKPOINTS:
             run.save(checkpoint, {name: rows.column(name)[..., : run.epoch] for name in COLUMNS})
             saved = time.monotonic()
     history = _history(objectives, plan, rows, run.epoch, stopped)
-    facts = {"plan": asdict(plan), "seed": seed, "epochs": run.epoch, "stopped": stopped}
-    return Minimizer.of(run.model, {**(metadata or {}), **facts}), history
+    return run.minimizer({**(metadata or {}), "stopped": stopped}), history
 
 
 def history_template(objectives: Mapping[str, Objective], plan: TrainingPlan) -> History:
@@ -226,6 +234,11 @@ class _Run:
                 (term.total / term.weight).backward()
             self.optimizer.step()
         self.epoch += 1
+
+    def minimizer(self, metadata: Mapping[str, Any] | None) -> Minimizer:
+        """Where the run is."""
+        facts = {"plan": asdict(self.plan), "seed": self.seed, "epochs": self.epoch}
+        return Minimizer.of(self.model, {**(metadata or {}), **facts})
 
     def save(self, path: Path, history: Mapping[str, np.ndarray]) -> None:
         state = self.optimizer.state_dict()["state"]
@@ -305,9 +318,8 @@ def _reason_to_stop(plan: TrainingPlan, losses: np.ndarray) -> str:
     if len(losses) and plan.patience:
         best, since = math.inf, 0
         for loss in losses:
-            best, since = (
-                (loss, 0) if loss < best - plan.improvement * abs(best) or best == math.inf else (best, since + 1)
-            )
+            least = max(plan.improvement * abs(best), plan.resolution) if best < math.inf else 0.0
+            best, since = (loss, 0) if loss < best - least else (best, since + 1)
         if since >= plan.patience:
             return f"loss ceased to improve for {plan.patience} epochs"
     return "epoch limit" if len(losses) >= plan.epochs else ""

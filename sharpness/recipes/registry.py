@@ -60,6 +60,22 @@ RECIPES = {
                 plane_points=11,
             ),
         ),
+        Recipe(
+            "keskar-f1",
+            "SB 256 against LB 6,000 on MNIST, the network F1 of Keskar et al.",
+            "hours on two cores",
+            SmallLarge(
+                data="mnist",
+                model="keskar-f1",
+                sb=TrainingPlan(batch_size=256, epochs=100, patience=10, resolution=1e-5),
+                lb=TrainingPlan(batch_size=0.1, epochs=200, patience=10, resolution=1e-5),
+                kept_epochs=(1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135),
+                trials=5,
+                line_points=25,
+                plane_points=11,
+                threads=1,
+            ),
+        ),
     )
 }
 

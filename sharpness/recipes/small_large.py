@@ -57,6 +57,7 @@ class SmallLarge:
         plane_points: points along each axis of the planes around SB and LB, α and β in [-1, 1]; first seed.
         threads: of the CPU; 0 leaves PyTorch's own number. The last bits of results depend on it, and small networks
             gain nothing from more than one.
+        kept_epochs: after which the iterate is kept, in ``epoch-<e>.safetensors``.
     """
 
     data: str
@@ -69,6 +70,7 @@ class SmallLarge:
     line_points: int = 49
     plane_points: int = 25
     threads: int = 0
+    kept_epochs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -194,7 +196,9 @@ def _trial(
     ends = {}
     for regime, plan in zip(REGIMES, (parameters.sb, parameters.lb), strict=True):
         own, progress = {**about, "regime": regime}, report(f"seed {seed} {regime}: training")
-        ends[regime] = _trained(problem, plan, folder / regime, seed=seed, about=own, device=device, progress=progress)
+        ends[regime] = _trained(
+            problem, plan, folder / regime, parameters.kept_epochs, seed=seed, about=own, device=device, progress=progress
+        )
     return Trial(start, ends)
 
 
@@ -218,6 +222,7 @@ def _trained(
     problem: Problem,
     plan: TrainingPlan,
     folder: Path,
+    kept_epochs: tuple[int, ...],
     *,
     seed: int,
     about: Mapping[str, Any],
@@ -225,6 +230,11 @@ def _trained(
     progress: Any,
 ) -> Minimizer:
     """One minimizer, from its file or by training (on)."""
+
+    def keep(epoch: int, iterate: Minimizer) -> None:
+        if epoch in kept_epochs:
+            iterate.save(folder / f"epoch-{epoch:04}.safetensors")
+
     file, state, rows = (folder / name for name in ("minimizer.safetensors", "training.safetensors", "history.h5"))
     if not (file.exists() and rows.exists() and store.load(rows).stopped):  # a history is finished last
         objectives, _ = problem.objectives(device=device)
@@ -238,6 +248,7 @@ def _trained(
                 checkpoint=state,
                 metadata=about,
                 device=device,
+                keep=keep,
                 progress=progress,
             )
         end.save(file)
