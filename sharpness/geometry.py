@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,6 +24,7 @@ class Line:
     tensor([1., 2.])
     """
 
+    path: ClassVar[str] = "(1 − α)·a + α·b"
     a: Point
     b: Point
 
@@ -42,6 +44,34 @@ class Line:
         if self.a.buffers is None or self.b.buffers is None:
             return Point(theta)
         return Point(theta, _mixed(self.a.buffers, self.b.buffers, alpha))
+
+
+@dataclass(frozen=True, init=False)
+class Arc:
+    """θ(α) = sin(απ/2)·b + cos(απ/2)·a: a at α = 0, b at α = 1 (Keskar et al. 2017, Figure 7).
+
+    Buffers lie between those of a and b as on the ``Line``.
+
+    >>> Arc(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).at(0.5).theta
+    tensor([0.7071, 0.7071])
+    """
+
+    path: ClassVar[str] = "sin(απ/2)·b + cos(απ/2)·a"
+    a: Point
+    b: Point
+
+    def __init__(self, a: Any, b: Any) -> None:
+        chord = Line(a, b)
+        object.__setattr__(self, "a", chord.a)
+        object.__setattr__(self, "b", chord.b)
+
+    def at(self, alpha: float) -> Point:
+        """The point at α; exactly a or b at 0 or 1."""
+        between = Line(self.a, self.b).at(alpha)
+        if alpha in (0, 1):
+            return between
+        angle = alpha * math.pi / 2
+        return Point(math.sin(angle) * self.b.theta + math.cos(angle) * self.a.theta, between.buffers)
 
 
 @dataclass(frozen=True, init=False)

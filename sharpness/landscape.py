@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sharpness.errors import ShapeError
-from sharpness.geometry import Line, Plane
+from sharpness.geometry import Arc, Line, Plane
 from sharpness.journal import PENDING, Journal, MemoryJournal
 from sharpness.objective import Objective
 from sharpness.objective.snapshot import POLICIES
@@ -19,14 +19,14 @@ from sharpness.records import LineLosses, PlaneLosses
 
 def evaluate_line(
     objectives: Mapping[str, Objective],
-    line: Line,
+    line: Line | Arc,
     alphas: Sequence[float] | np.ndarray,
     *,
     batchnorm: str | None = None,
     journal: Journal | None = None,
     progress: Progress = silent,
 ) -> LineLosses:
-    """Loss and accuracy of each objective at θ(α) = (1 − α)·a + α·b for each α.
+    """Loss and accuracy of each objective at θ(α) for each α: on a ``Line`` (1 − α)·a + α·b or on an ``Arc``.
 
     Args:
         objectives: by name, as ``{"train": …, "test": …}``; all of one model. The first (``"train"`` if there is one)
@@ -100,11 +100,12 @@ def evaluate_plane(
 
 
 def line_template(
-    objectives: Mapping[str, Objective], line: Line, alphas: np.ndarray, *, batchnorm: str | None = None
+    objectives: Mapping[str, Objective], line: Line | Arc, alphas: np.ndarray, *, batchnorm: str | None = None
 ) -> LineLosses:
     """The record that ``evaluate_line`` will return, every row pending; a file in progress begins as this."""
     grid = np.asarray(alphas, float)
-    return LineLosses(alpha=grid, start=line.a.sha256, end=line.b.sha256, **_pending(objectives, batchnorm, len(grid)))
+    ends = {"start": line.a.sha256, "end": line.b.sha256, "path": line.path}
+    return LineLosses(alpha=grid, **ends, **_pending(objectives, batchnorm, len(grid)))
 
 
 def plane_template(

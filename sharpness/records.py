@@ -177,7 +177,7 @@ class EpsilonSharpness:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LineLosses:
-    """Loss and accuracy along θ(α) = (1 − α)·a + α·b."""
+    """Loss and accuracy along a path from a (α = 0) to b (α = 1)."""
 
     kind: ClassVar = "line"
     split: np.ndarray = variable("split", label="data set")
@@ -188,6 +188,7 @@ class LineLosses:
     batchnorm: str = setting("treatment of batch-norm statistics")
     start: str = setting("SHA-256 of θ at α = 0")
     end: str = setting("SHA-256 of θ at α = 1")
+    path: str = setting("θ(α)", "(1 − α)·a + α·b")
     conditions: Mapping[str, Any] = conditions()
 
 
@@ -240,6 +241,61 @@ class Comparison:
     distance: np.ndarray = variable("regime", "seed", label="distance from the start ‖θ − θ₀‖")
     weight_norm: np.ndarray = variable("regime", "seed", label="weight norm ‖θ‖")
     epochs: np.ndarray = variable("regime", "seed", label="epochs trained")
+    batch_size: np.ndarray | None = variable("regime", label="examples in a mini-batch", default=None)
+    warm_epochs: np.ndarray | None = variable("regime", label="epochs of another regime before", default=None)
+    recipe: str = setting("recipe")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trajectory:
+    """Loss, accuracy and ε-sharpness at iterates of one training run."""
+
+    kind: ClassVar = "trajectory"
+    split: np.ndarray = variable("split", label="data set")
+    epoch: np.ndarray = variable("epoch", label="epoch")
+    loss: np.ndarray = variable("split", "epoch", unit=NATS, label="loss")
+    accuracy: np.ndarray = variable("split", "epoch", unit=FRACTION, label="accuracy")
+    sharpness: np.ndarray = variable("epoch", unit=PERCENT, label="ε-sharpness by L-BFGS-B, a lower bound")
+    stronger: np.ndarray = variable("epoch", unit=PERCENT, label="ε-sharpness by sign ascent, a lower bound")
+    first_order: np.ndarray = variable("epoch", unit=PERCENT, label="first-order part of the ε-sharpness")
+    gradient_norm: np.ndarray = variable("epoch", label="gradient norm ‖g‖")
+    weight_norm: np.ndarray = variable("epoch", label="weight norm ‖θ‖")
+    distance: np.ndarray = variable("epoch", label="distance from the start ‖θ − θ₀‖")
+    status: np.ndarray = variable("epoch", label="0 pending, 1 done, 2 not finite")
+    epsilon: float = setting("relative half-width ε of the box, full space")
+    batchnorm: str = setting("treatment of batch-norm statistics")
+    iterations: int = setting("iteration limit of the maximisers")
+    conditions: Mapping[str, Any] = conditions()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Rescaling:
+    """Measures of sharpness at points that compute the same function: two layers rescaled by α and 1/α.
+
+    With T the diagonal of the rescaling, H(Tθ) = T⁻¹ H(θ) T⁻¹. ``predicted_*`` are computed at θ, from that; the others
+    at Tθ.
+    """
+
+    kind: ClassVar = "rescaling"
+    factor: np.ndarray = variable("factor", label="factor α")
+    loss: np.ndarray = variable("factor", unit=NATS, label="loss")
+    accuracy: np.ndarray = variable("factor", unit=FRACTION, label="accuracy")
+    output_change: np.ndarray = variable("factor", label="largest change of an output relative to the largest output")
+    eigenvalue: np.ndarray = variable("factor", label="λmax")
+    residual: np.ndarray = variable("factor", label="residual of λmax")
+    predicted_eigenvalue: np.ndarray = variable("factor", label="λmax of T⁻¹HT⁻¹ at the original point")
+    predicted_residual: np.ndarray = variable("factor", label="residual of the predicted λmax")
+    sharpness: np.ndarray = variable("factor", unit=PERCENT, label="ε-sharpness by L-BFGS-B, a lower bound")
+    stronger: np.ndarray = variable("factor", unit=PERCENT, label="ε-sharpness by sign ascent, a lower bound")
+    first_order: np.ndarray = variable("factor", unit=PERCENT, label="first-order part of the ε-sharpness")
+    predicted_first_order: np.ndarray = variable("factor", unit=PERCENT, label="the same from the original point")
+    gradient_norm: np.ndarray = variable("factor", label="gradient norm ‖g‖")
+    weight_norm: np.ndarray = variable("factor", label="weight norm ‖θ‖")
+    filter_curvature: np.ndarray = variable("factor", label="curvature dᵀHd along a filter-normalised direction d")
+    status: np.ndarray = variable("factor", label="0 pending, 1 done, 2 not finite")
+    epsilon: float = setting("relative half-width ε of the box, full space")
+    layers: str = setting("the layers rescaled by α and by 1/α")
     recipe: str = setting("recipe")
     conditions: Mapping[str, Any] = conditions()
 
@@ -272,6 +328,8 @@ RECORDS = {
         LineLosses,
         PlaneLosses,
         Comparison,
+        Trajectory,
+        Rescaling,
         ProductCost,
     )
 }

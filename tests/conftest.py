@@ -39,14 +39,29 @@ def mnist_folder(real_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def cifar10_folder(real_data: Path) -> Iterator[Path]:
-    """A folder from which ``load_cifar10`` reads the real CIFAR-10, unpacked while the tests run where it is packed."""
-    if any((real_data / place / cifar.TEST).exists() for place in cifar.PLACES):
-        yield real_data
-        return
-    script = real_data / "unpack.py"
-    if not (script.exists() and (real_data / "cifar10" / "cifar10_train_1.npz").exists()):
-        pytest.skip(f"no CIFAR-10 files in {real_data}, neither binary nor packed")
+def unpacked_cifar(real_data: Path) -> Iterator[Path]:
+    """A folder with CIFAR-10 and CIFAR-100, unpacked while the tests run."""
     with tempfile.TemporaryDirectory() as folder:  # not tmp_path: pytest would keep 370 MB of each of three sessions
-        subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
+        subprocess.run([sys.executable, real_data / "unpack.py", folder], check=True, capture_output=True)
         yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(real_data: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder from which ``load_cifar10`` reads the real CIFAR-10, unpacked while the tests run where it is packed."""
+    return cifar_folder(cifar.CIFAR10, real_data, request)
+
+
+@pytest.fixture(scope="session")
+def cifar100_folder(real_data: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder from which ``load_cifar100`` reads the real CIFAR-100, unpacked likewise."""
+    return cifar_folder(cifar.CIFAR100, real_data, request)
+
+
+def cifar_folder(kind: cifar.Cifar, real_data: Path, request: pytest.FixtureRequest) -> Path:
+    _, _, found = cifar.find(kind, real_data)
+    if found:
+        return real_data
+    if not ((real_data / "unpack.py").exists() and (real_data / kind.folder / f"{kind.folder}_train_1.npz").exists()):
+        pytest.skip(f"no {kind.name} files in {real_data}, neither original nor packed")
+    return request.getfixturevalue("unpacked_cifar")

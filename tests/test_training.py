@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load, save
 from torch import nn
 
 from sharpness import store, training
 from sharpness.checkpoints import load_minimizer
-from sharpness.errors import DataError, NonFiniteError, ShapeError
+from sharpness.errors import CheckpointError, DataError, NonFiniteError, ShapeError
 from sharpness.models import mlp
 from sharpness.objective import Problem, cross_entropy
 from sharpness.params import ParamSpace, Point
@@ -432,6 +433,27 @@ def test_a_finished_run_that_was_not_stored_is_finished_again_without_training(t
     assert told == []
     assert_same_minimizer(found, expected)
     assert_same_history(again, history)
+
+
+def test_a_checkpoint_from_before_a_field_was_added_is_taken_up_where_the_plan_leaves_it_off(tmp_path, every_epoch):
+    plan = TrainingPlan(5, 4, learning_rate=0.05)
+    expected, _ = train(problem(noisy()), plan)
+    with pytest.raises(KeyboardInterrupt):
+        train(problem(noisy()), plan, checkpoint=tmp_path / "run", progress=Interrupt(3))
+    content = (tmp_path / "run").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    known = json.loads(header["__metadata__"]["run"])
+    for name in ("resolution", "augment", "proximal", "proximal_steps", "adversarial", "robust", "ghost_batch", "clip"):
+        del known["plan"][name]
+    (tmp_path / "run").write_bytes(save(load(content), {"run": json.dumps(known)}))
+    with pytest.raises(CheckpointError, match="another plan"):
+        train(problem(noisy()), dataclasses.replace(plan, clip=1.0), checkpoint=tmp_path / "run")
+    told = []
+    found, _ = train(
+        problem(noisy()), plan, checkpoint=tmp_path / "run", progress=lambda done, total, note: told.append(done)
+    )
+    assert told == [3, 4]
+    assert_same_minimizer(found, expected)
 
 
 def test_checkpoints_are_written_at_intervals_and_not_at_every_epoch(tmp_path):

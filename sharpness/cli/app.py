@@ -12,8 +12,8 @@ from sharpness.cli.tables import (
     cost_numbers,
     cost_rows,
     flat_rows,
-    grouped,
     loss_rows,
+    result_table,
     sharpness_rows,
 )
 from sharpness.cli.terminal import Common, Terminal, command
@@ -31,6 +31,9 @@ EXPERIMENTS, CHECKPOINTS, FILES, MACHINE = "Experiments", "Your checkpoints", "R
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the original data files; else SHARPNESS_DATA.")]
 Foreign = Annotated[str | None, typer.Option("--problem", help="FILE.py:NAME that makes (model, loss, train[, test]).")]
 Trials = Annotated[int | None, typer.Option(help="Seeds; default: the recipe's.")]
+ScaleName = Annotated[
+    str | None, typer.Option("--scale", help="smoke (seconds), reduced or paper. [default: the recipe's first]")
+]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or a .toml file that overrides one.")]
 Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.", min=0)]
 
@@ -42,69 +45,75 @@ def main() -> None:
 
 @command(app, group=EXPERIMENTS)
 def run(
-    common: Common, terminal: Terminal, recipe: RecipeName = "digits", data_dir: DataDir = None, trials: Trials = None
+    common: Common,
+    terminal: Terminal,
+    recipe: RecipeName = "digits",
+    data_dir: DataDir = None,
+    trials: Trials = None,
+    scale: ScaleName = None,
 ) -> None:
-    """Train, analyse and draw: SB against LB minimizers of one problem."""
-    from sharpness import recipes
-    from sharpness.render import draw_folder, sharpness_table
+    """Train, analyse and draw: minimizers of one problem in several regimes."""
+    from sharpness.render import draw_folder
 
-    chosen = _recipe(recipe, common, trials)
-    out = common.out or Path("runs") / chosen.name
-    comparison = recipes.run(
-        chosen.name,
-        chosen.parameters,
-        out,
-        data_dir=data_dir,
-        device=common.place,
-        dtype=common.precision,
-        report=terminal.report,
-    )
+    chosen = _recipe(recipe, common, trials, scale)
+    place = _place(common, terminal, chosen.name, data_dir)
+    record = chosen.run(chosen.name, chosen.chosen, chosen.parameters, place)
     terminal.report("figures")
-    figures = draw_folder(out)
-    seeds, measured = len(comparison.seed), comparison.conditions["measured_on"]
-    over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    title = f"{chosen.name}: {over}; curvature and sharpness on {measured}"
-    rows = sharpness_table(comparison)
-    terminal.table(title, ("", "SB", "LB", "LB/SB"), grouped(rows))
-    terminal.say(f"Results in {out}, {len(figures)} figure files in {out / 'figures'}")
-    terminal.result({"out": str(out), "table": [list(row) for row in rows]})
+    figures = draw_folder(place.out)
+    title, head, rows = result_table(record)
+    terminal.table(f"{chosen.name}, {chosen.chosen}: {title}", head, rows)
+    terminal.say(f"Results in {place.out}, {len(figures)} figure files in {place.out / 'figures'}")
+    terminal.result({"out": str(place.out), "table": [list(row) for row in rows]})
 
 
 @command(app, group=EXPERIMENTS)
 def recipes(common: Common, terminal: Terminal) -> None:  # noqa: ARG001
-    """List the recipes, each with its usual cost."""
+    """List the recipes, with their scales and usual costs."""
     from sharpness.recipes import RECIPES
 
-    terminal.table("recipes", ("name", "what", "cost"), [(r.name, r.summary, r.cost) for r in RECIPES.values()])
-    terminal.result({r.name: {"summary": r.summary, "cost": r.cost} for r in RECIPES.values()})
+    rows = [
+        (recipe.name if first else "", recipe.summary if first else "", name, scale.cost)
+        for recipe in RECIPES.values()
+        for first, (name, scale) in zip((True, False, False), recipe.scales.items(), strict=False)
+    ]
+    terminal.table("recipes, each with its usual scale first", ("name", "what", "scale", "cost"), rows)
+    terminal.result(
+        {
+            recipe.name: {
+                "summary": recipe.summary,
+                "cost": recipe.cost,
+                "scales": {name: scale.cost for name, scale in recipe.scales.items()},
+            }
+            for recipe in RECIPES.values()
+        }
+    )
 
 
 @command(app, group=EXPERIMENTS)
 def train(
-    common: Common, terminal: Terminal, recipe: RecipeName, data_dir: DataDir = None, trials: Trials = None
+    common: Common,
+    terminal: Terminal,
+    recipe: RecipeName,
+    data_dir: DataDir = None,
+    trials: Trials = None,
+    scale: ScaleName = None,
 ) -> None:
     """Run the training stage of a recipe alone."""
-    from sharpness import recipes
+    from sharpness.recipes import Experiment, train_regimes
 
-    chosen = _recipe(recipe, common, trials)
-    out = common.out or Path("runs") / chosen.name
-    _, done = recipes.train_pairs(
-        chosen.name,
-        chosen.parameters,
-        out,
-        data_dir=data_dir,
-        device=common.place,
-        dtype=common.precision,
-        report=terminal.report,
-    )
+    chosen = _recipe(recipe, common, trials, scale)
+    place = _place(common, terminal, chosen.name, data_dir)
+    if not isinstance(chosen.experiment, Experiment):
+        raise ShapeError(f"expected a recipe that trains; {chosen.name} does not. Use sharpness run {chosen.name}.")
+    _, done = train_regimes(chosen.name, chosen.chosen, chosen.experiment, place)
     rows = [
         (str(seed), regime, str(end.metadata["epochs"]), end.metadata["stopped"])
         for seed, trial in done.items()
         for regime, end in trial.ends.items()
     ]
     terminal.table(f"{chosen.name}: minimizers", ("seed", "regime", "epochs", "stopped"), rows)
-    terminal.say(f"Minimizers in {out}")
-    terminal.result({"out": str(out), "minimizers": rows})
+    terminal.say(f"Minimizers in {place.out}")
+    terminal.result({"out": str(place.out), "minimizers": rows})
 
 
 @command(app, group=CHECKPOINTS)
@@ -301,11 +310,16 @@ def _default_out(command: str, checkpoints: list[Path]) -> Path:
     return Path("runs") / "-".join([command, *names]).replace("/", "")[:200]
 
 
-def _recipe(name: str, common: Common, trials: int | None) -> Any:
-    """The recipe, with the seed and number of trials that the command line gives."""
+def _recipe(name: str, common: Common, trials: int | None, scale: str | None) -> Any:
+    """The recipe, at the scale and with the seed and number of trials that the command line gives."""
     from sharpness.recipes import from_toml, recipe_named
 
-    recipe = from_toml(Path(name)) if name.endswith(".toml") else recipe_named(name)
-    p = recipe.parameters
-    trials, seed = (own if given is None else given for own, given in ((p.trials, trials), (p.seed, common.seed)))
-    return replace(recipe, parameters=replace(p, trials=trials, seed=seed))
+    recipe = from_toml(Path(name), scale) if name.endswith(".toml") else recipe_named(name, scale)
+    return recipe.with_trials(trials, common.seed)
+
+
+def _place(common: Common, terminal: Terminal, name: str, data_dir: Path | None) -> Any:
+    """Where a recipe runs: in ``--out``, or in a folder of ``runs`` named after it."""
+    from sharpness.recipes import Place
+
+    return Place(common.out or Path("runs") / name, common.place, common.precision, data_dir, terminal.report)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sharpness.records import LineLosses, PlaneLosses, ProductCost
+from sharpness.records import Comparison, LineLosses, PlaneLosses, ProductCost, Rescaling
+from sharpness.render.summary import sharpness_table
 
 Rows = list[tuple[str, ...]]
 
@@ -59,6 +60,26 @@ def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:
             shown.append((f"[bold]{heading}[/]", "", "", ""))
         shown.append((f"  {epsilon}, {maximiser}" if shared[0] else quantity.removeprefix("gradient norm "), *values))
     return shown
+
+
+def result_table(record: Any) -> tuple[str, tuple[str, ...], Rows]:
+    """What a recipe found: title, head and rows."""
+    if isinstance(record, Comparison):
+        seeds, measured = len(record.seed), record.conditions["measured_on"]
+        over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+        title = f"{over}; curvature and sharpness on {measured}"
+        if record.regime.tolist() == ["SB", "LB"]:
+            return title, ("", "SB", "LB", "LB/SB"), grouped(sharpness_table(record))
+        head, *rows = regimes_table(record)
+        return title, head, rows
+    if isinstance(record, Rescaling):
+        head = ("α", "λmax", "predicted", "ε-sharpness (%)", "filter-normalised curvature", "change of outputs")
+        columns = (record.sharpness, record.filter_curvature, record.output_change)
+        pairs = (record.eigenvalue, record.residual), (record.predicted_eigenvalue, record.predicted_residual)
+        certified = [[f"{value:.5g} ± {r:.1g}" for value, r in zip(*pair, strict=True)] for pair in pairs]
+        texts = [[f"{value:.4g}" for value in column] for column in (record.factor, *columns)]
+        return f"layers {record.layers}", head, list(zip(texts[0], *certified, *texts[1:], strict=True))
+    return record.kind, ("data set", "least loss", "largest loss"), loss_rows(record)
 
 
 def loss_rows(record: LineLosses | PlaneLosses) -> Rows:

@@ -1,7 +1,8 @@
-"""Data sets to train and analyse on: handwritten digits inside the package, MNIST and CIFAR-10 from a folder.
+"""Data sets to train and analyse on.
 
-Nothing is ever downloaded and nothing is unpickled. The readers (``digits``, ``mnist``, ``cifar``) give the stored
-bytes; here they become tensors.
+Handwritten digits inside the package, MNIST and CIFAR from a folder, any table from a file, and small generated ones.
+Nothing is ever downloaded, and no pickle is executed. The readers (``digits``, ``mnist``, ``cifar``, ``table``) and
+``generated`` give arrays; here they become tensors.
 
 >>> digits = load("digits")
 >>> digits.name, len(digits.train[0]), len(digits.test[0]), digits.classes
@@ -21,13 +22,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpness.data import cifar, digits, mnist
+from sharpness.data import cifar, digits, generated, mnist, table
 from sharpness.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["DATASETS", "Data", "data_folder", "load", "load_cifar10", "load_digits", "load_mnist"]
+__all__ = [
+    "DATASETS",
+    "Data",
+    "data_folder",
+    "load",
+    "load_cifar10",
+    "load_cifar100",
+    "load_digits",
+    "load_generated_images",
+    "load_generated_table",
+    "load_mnist",
+    "load_table",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,39 +125,134 @@ def load_cifar10(folder: str | Path | None = None) -> Data:
     """CIFAR-10, 50,000 + 10,000 images: inputs (N, 3, 32, 32), red, green, blue in [0, 1], steps of 1/255.
 
     Pixels are scaled, nothing else: no mean is taken off. The six files of the original binary version
-    (``cifar-10-binary.tar.gz``) lie in ``folder`` (see ``data_folder``), in ``folder/cifar10``, or in a folder
-    ``cifar-10-batches-bin`` in either. Files that are missing, damaged or of other sizes raise ``DataError``.
+    (``cifar-10-binary.tar.gz``) or Python version (``cifar-10-python.tar.gz``) lie in ``folder`` (see ``data_folder``),
+    in ``folder/cifar10``, or in the archive's folder, ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, in either.
+    Where both versions are, the binary one is taken; pickles of the other are read without executing them. Files that
+    are missing, damaged, of other sizes or that want more than arrays and lists raise ``DataError``.
 
     Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. Licence: none stated.
 
     >>> load_cifar10("~/data").train[0].shape  # doctest: +SKIP
     torch.Size([50000, 3, 32, 32])
     """
-    train, test = cifar.read(_place(data_folder(folder), cifar.PLACES, cifar.FILES))
+    return _cifar("cifar10", cifar.CIFAR10, folder)
+
+
+def load_cifar100(folder: str | Path | None = None) -> Data:
+    """CIFAR-100, 50,000 + 10,000 images: inputs as in ``load_cifar10``, targets the 100 fine labels.
+
+    The two files of the original binary version (``cifar-100-binary.tar.gz``) or Python version
+    (``cifar-100-python.tar.gz``) lie in ``folder`` (see ``data_folder``), in ``folder/cifar100``, or in the archive's
+    folder, ``cifar-100-binary`` or ``cifar-100-python``, in either. They are chosen, read and refused as in
+    ``load_cifar10``.
+
+    Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009. Licence: none stated.
+
+    >>> load_cifar100("~/data").classes  # doctest: +SKIP
+    100
+    """
+    return _cifar("cifar100", cifar.CIFAR100, folder)
+
+
+def _cifar(name: str, kind: cifar.Cifar, folder: str | Path | None) -> Data:
+    train, test = cifar.read(kind, data_folder(folder))
     return Data(
-        "cifar10",
+        name,
         _tensors(*train, scale=255),
         _tensors(*test, scale=255),
-        classes=10,
+        classes=kind.classes,
         source="A. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009, "
         "https://www.cs.toronto.edu/~kriz/cifar.html",
         licence="none stated",
     )
 
 
+def load_table(path: str | Path | None = None) -> Data:
+    """Any table of numbers with a class in every row, from a CSV or NPZ file: standardised inputs (N, d).
+
+    ``path`` is the file itself, else the environment variable ``SHARPNESS_DATA`` where that names a file.
+
+    - CSV: cells separated by commas, the class in the last column, finite numbers in all others. A first line whose
+      cells before the last are all no numbers is a line of names.
+    - NPZ: arrays ``inputs`` (N, d) and ``targets`` (N,) and, if there is a test set, ``test_inputs``, ``test_targets``.
+
+    Without test arrays every fifth row (rows 4, 9, 14, … counted from 0) is the test set. Classes are whole numbers or
+    texts; those of the training set, sorted, become 0, 1, 2, … From every column the mean of the training set is taken
+    off, and what remains is divided by its standard deviation (that of all rows, not the estimate from a sample);
+    columns that are constant in the training set become 0. Inputs have no unit.
+
+    ``DataError`` where the file is missing or damaged, has fewer than 10 rows (of training, where test arrays are
+    given) or 2 classes, a cell that is no finite number, rows of unequal length, a test label that never occurs in
+    training, arrays of objects, or targets that are not whole, as in a regression.
+
+    Source: the file's name. Licence: the user's.
+
+    >>> load_table("flowers.csv").train[0].shape  # doctest: +SKIP
+    torch.Size([120, 4])
+    """
+    file = _table_file(path)
+    train, test, classes = table.read(file)
+    return Data("table", _tensors(*train), _tensors(*test), classes=classes, source=file.name, licence="the user's")
+
+
+def load_generated_images(classes: int = 10) -> Data:
+    """Generated images of 10 or 100 classes: inputs (N, 3, 32, 32) in [0, 1], steps of 1/255.
+
+    256 + 64 images of 10 classes, 512 + 128 of 100; other numbers of classes raise ``DataError``. The same on every
+    machine. For trying things out, not for conclusions.
+
+    Source: ``sharpness.data.generated``. Licence: MIT.
+
+    >>> load_generated_images().train[0].shape
+    torch.Size([256, 3, 32, 32])
+    """
+    if classes not in generated.IMAGES:
+        raise DataError(f"expected classes to be {' or '.join(map(str, generated.IMAGES))}; got {classes!r}")
+    train, test = generated.images(classes)
+    name = "generated-images" if classes == 10 else f"generated-images-{classes}"
+    return _generated(name, _tensors(*train, scale=255), _tensors(*test, scale=255), classes)
+
+
+def load_generated_table() -> Data:
+    """A generated table of 300 classes, 3,000 + 600 rows: inputs (N, 60), standard deviation near 2, no unit.
+
+    The same on every machine. For trying things out, not for conclusions.
+
+    Source: ``sharpness.data.generated``. Licence: MIT.
+
+    >>> load_generated_table().train[0].shape
+    torch.Size([3000, 60])
+    """
+    train, test = generated.table()
+    return _generated("generated-table", _tensors(*train), _tensors(*test), generated.CLASSES)
+
+
+def _generated(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> Data:
+    return Data(name, train, test, classes, source="generated by sharpness.data.generated", licence="MIT")
+
+
 DATASETS: dict[str, Callable[[str | Path | None], Data]] = {
     "digits": lambda _: load_digits(),
     "mnist": load_mnist,
     "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
+    "table": load_table,
+    "generated-images": lambda _: load_generated_images(),
+    "generated-images-100": lambda _: load_generated_images(100),
+    "generated-table": lambda _: load_generated_table(),
 }
 
 
 def load(name: str, folder: str | Path | None = None) -> Data:
-    """The data set called ``name``, one of ``DATASETS``; the embedded ``digits`` need no folder and ignore it.
+    """The data set called ``name``, one of ``DATASETS``.
+
+    ``folder`` holds its files (see ``data_folder``); for ``table`` it is the file. ``digits`` and the generated ones
+    need none and ignore it.
 
     >>> load("letters")
     Traceback (most recent call last):
-    sharpness.errors.DataError: expected a data set named digits, mnist or cifar10; got 'letters'
+    sharpness.errors.DataError: expected a data set named digits, mnist, cifar10, cifar100, table, generated-images,
+    generated-images-100 or generated-table; got 'letters'
     """
     if name not in DATASETS:
         *others, last = DATASETS
@@ -173,12 +281,25 @@ def data_folder(argument: str | Path | None = None) -> Path:
     return folder
 
 
+def _table_file(argument: str | Path | None) -> Path:
+    """The file of a table: ``argument``, else the environment variable ``SHARPNESS_DATA`` where it names a file."""
+    if argument:
+        return Path(argument).expanduser()
+    named = os.environ.get("SHARPNESS_DATA")
+    if named and Path(named).expanduser().is_file():
+        return Path(named).expanduser()
+    raise DataError(
+        f"expected the CSV or NPZ file of a table; none was given, and the environment variable SHARPNESS_DATA "
+        f"names {repr(named) + ', which is no file' if named else 'none'}. Pass the file itself as argument."
+    )
+
+
 def _place(folder: Path, places: Sequence[str], files: Sequence[str]) -> Path:
     """The one of ``folder / place`` that holds most of ``files``, so that a stray file hides no complete set."""
     candidates = [folder / place for place in places]
-    return max(candidates, key=lambda candidate: sum((candidate / name).exists() for name in files))
+    return max(candidates, key=lambda candidate: sum((candidate / name).is_file() for name in files))
 
 
-def _tensors(images: np.ndarray, labels: np.ndarray, scale: int) -> tuple[Tensor, Tensor]:
-    inputs = torch.from_numpy(images.astype(np.float32)).div_(scale)
+def _tensors(values: np.ndarray, labels: np.ndarray, scale: int = 1) -> tuple[Tensor, Tensor]:
+    inputs = torch.from_numpy(values.astype(np.float32)).div_(scale)
     return inputs, torch.from_numpy(labels.astype(np.int64))

@@ -2,15 +2,19 @@
 
 from sharpness.recipes.analysis import AnalysisPlan, Report, analyse, measured_on, no_report
 from sharpness.recipes.checkpoint import analyse_checkpoints, landscape, load_problem
-from sharpness.recipes.registry import RECIPES, Recipe, from_toml, recipe_named, recipe_problem
-from sharpness.recipes.small_large import SmallLarge, random_problem, run, train_pairs
+from sharpness.recipes.experiment import Experiment, random_problem
+from sharpness.recipes.recipe import Recipe, Scale
+from sharpness.recipes.registry import RECIPES, from_toml, recipe_named, recipe_problem
+from sharpness.recipes.stages import Place, run, train_regimes
 
 __all__ = [
     "RECIPES",
     "AnalysisPlan",
+    "Experiment",
+    "Place",
     "Recipe",
     "Report",
-    "SmallLarge",
+    "Scale",
     "analyse",
     "analyse_checkpoints",
     "from_toml",
@@ -22,5 +26,5 @@ __all__ = [
     "recipe_named",
     "recipe_problem",
     "run",
-    "train_pairs",
+    "train_regimes",
 ]

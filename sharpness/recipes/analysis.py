@@ -48,6 +48,8 @@ class AnalysisPlan:
         restarts: starts of each maximiser.
         examples: of the training data to measure on, from the first; 0 is all.
         density_probes: of the spectral density, 80 products each; 0 leaves it out.
+        batchnorm: the treatments of batch norm under which ε-sharpness is measured, where the model has any: by running
+            statistics (``"eval"``), by those of each chunk (``"batch"``, as the paper's released code does).
     """
 
     eigenpairs: int = 5
@@ -58,6 +60,7 @@ class AnalysisPlan:
     restarts: int = 2
     examples: int = 0
     density_probes: int = 0
+    batchnorm: tuple[str, ...] = ("eval", "batch")
 
     def __post_init__(self) -> None:
         wrong = [
@@ -71,6 +74,7 @@ class AnalysisPlan:
                 ("restarts", ">= 1", self.restarts >= 1),
                 ("examples", ">= 0", self.examples >= 0),
                 ("density_probes", ">= 0", self.density_probes >= 0),
+                ("batchnorm", "of eval and batch", self.batchnorm and set(self.batchnorm) <= {"eval", "batch"}),
             )
             if not good
         ]
@@ -117,7 +121,7 @@ def measured_on(problem: Problem, examples: int) -> Problem:
 
 def cases(plan: AnalysisPlan, objective: Objective) -> Iterator[Case]:
     """Every combination of batch-norm treatment (where the model has any), space and ε."""
-    for batchnorm in ("eval", "batch") if objective.has_batchnorm else ("none",):
+    for batchnorm in plan.batchnorm if objective.has_batchnorm else ("none",):
         for space in ("full", "subspace") if plan.subspace else ("full",):
             for epsilon in plan.epsilons:
                 yield Case(batchnorm, space, epsilon)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sharpness import store
-from sharpness.geometry import Line, Plane
+from sharpness.geometry import Arc, Line, Plane
 from sharpness.landscape import evaluate_line, evaluate_plane, line_template, plane_template
 from sharpness.objective import Objective
 from sharpness.progress import Progress
@@ -18,7 +18,7 @@ from sharpness.records import LineLosses, PlaneLosses
 
 def resumed_line(
     objectives: dict[str, Objective],
-    line: Line,
+    line: Line | Arc,
     alphas: np.ndarray,
     path: Path,
     ends: Sequence[str],

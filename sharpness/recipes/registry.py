@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -15,84 +14,27 @@ from sharpness.checkpoints import Minimizer
 from sharpness.data import load
 from sharpness.errors import CheckpointError, SchemaError, ShapeError
 from sharpness.objective import Problem
-from sharpness.recipes.small_large import SmallLarge
-from sharpness.training import TrainingPlan
+from sharpness.recipes import critics, keskar
+from sharpness.recipes.recipe import Recipe
+from sharpness.recipes.small import DIGITS
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *keskar.RECIPES, *critics.RECIPES)}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A named experiment: its parameters' defaults, a line about it and its usual cost."""
-
-    name: str
-    summary: str
-    cost: str
-    parameters: SmallLarge
-
-
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "digits",
-            "SB 16 against LB 10 % on 1,797 handwritten digits (embedded), MLP with batch norm, 3 seeds",
-            "about a minute on two cores",
-            SmallLarge(
-                data="digits",
-                model="digits-mlp",
-                # to rate 0: at a constant one the last SB iterate is a point of the noise around a minimum, ‖g‖ ≈ 0.1
-                sb=TrainingPlan(batch_size=16, epochs=60, schedule="cosine", patience=20),
-                lb=TrainingPlan(batch_size=0.1, epochs=150, schedule="cosine", patience=20),
-                line_points=49,
-                plane_points=21,
-                threads=1,
-            ),
-        ),
-        Recipe(
-            "mnist-f1",
-            "SB 256 against LB 6,000 on MNIST, the network F1 of Keskar et al., 3 seeds",
-            "hours on two cores",
-            SmallLarge(
-                data="mnist",
-                model="keskar-f1",
-                sb=TrainingPlan(batch_size=256, epochs=20),
-                lb=TrainingPlan(batch_size=6000, epochs=60),
-                line_points=25,
-                plane_points=11,
-            ),
-        ),
-        Recipe(
-            "keskar-f1",
-            "SB 256 against LB 6,000 on MNIST, the network F1 of Keskar et al.",
-            "hours on two cores",
-            SmallLarge(
-                data="mnist",
-                model="keskar-f1",
-                sb=TrainingPlan(batch_size=256, epochs=100, patience=10, resolution=1e-5),
-                lb=TrainingPlan(batch_size=0.1, epochs=200, patience=10, resolution=1e-5),
-                kept_epochs=(1, 2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135),
-                trials=5,
-                line_points=25,
-                plane_points=11,
-                threads=1,
-            ),
-        ),
-    )
-}
-
-
-def recipe_named(name: str) -> Recipe:
-    """The recipe of this name, or ``ShapeError`` with those that exist."""
+def recipe_named(name: str, scale: str | None = None) -> Recipe:
+    """The recipe of this name at a scale (default: its own), or ``ShapeError`` with those that exist."""
     if name not in RECIPES:
         raise ShapeError(f"expected a recipe ({', '.join(RECIPES)}) or a .toml file; got {name!r}")
-    return RECIPES[name]
+    return RECIPES[name].at(scale)
 
 
-def from_toml(path: Path) -> Recipe:
+def from_toml(path: Path, scale: str | None = None) -> Recipe:
     """The recipe that a TOML file names under ``recipe``, with the parameters that it overrides.
 
     ::
 
-        recipe = "digits"
+        recipe = "keskar-f1"
+        scale = "reduced"
         trials = 5
         [sb]
         batch_size = 32
@@ -108,26 +50,35 @@ def from_toml(path: Path) -> Recipe:
         raise SchemaError(f"expected a TOML file at {path}; it does not parse ({error})") from error
     if not isinstance(content.get("recipe"), str):
         raise SchemaError(f'expected a line recipe = "digits" (or another recipe) in {path}; got none')
-    recipe = recipe_named(content.pop("recipe"))
-    return dataclasses.replace(recipe, parameters=override(recipe.parameters, content))
+    named = content.pop("scale", None)
+    if not (named is None or isinstance(named, str)):
+        raise SchemaError(f'expected scale as a name, like "reduced", in {path}; got {named!r}')
+    recipe = recipe_named(content.pop("recipe"), scale or named)
+    return recipe.with_parameters(override(recipe.parameters, content))
 
 
 def override(parameters: Any, changes: Mapping[str, Any], place: str = "") -> Any:
-    """A dataclass with fields changed, nested ones by nested mappings; unknown names and wrong kinds are refused."""
-    kinds = {item.name: item.type for item in dataclasses.fields(parameters)}
-    values = {}
+    """A dataclass with fields changed, nested ones by nested mappings; unknown names and wrong kinds are refused.
+
+    The regimes of an experiment may be named directly, in small letters: ``[sb]`` is ``[regimes.SB]``.
+    """
+    kinds = get_type_hints(type(parameters))
+    regimes = {name.lower(): name for name in getattr(parameters, "regimes", ())}
+    values: dict[str, Any] = {}
     for name, value in changes.items():
-        if name not in kinds:
+        if name not in kinds and name.lower() in regimes:
+            known = values.get("regimes", parameters.regimes)
+            values["regimes"] = _changed_entries(known, {regimes[name.lower()]: value}, place)
+        elif name not in kinds:
             raise SchemaError(f"expected one of the parameters {', '.join(kinds)}; got {place}{name}")
-        current = getattr(parameters, name)
-        if dataclasses.is_dataclass(current):
-            if not isinstance(value, Mapping):
-                raise SchemaError(f"expected a table [{place}{name}]; got {value!r}")
-            values[name] = override(current, value, f"{place}{name}.")
+        elif dataclasses.is_dataclass(current := getattr(parameters, name)):
+            values[name] = override(current, _table(value, f"{place}{name}"), f"{place}{name}.")
+        elif name == "regimes":
+            values[name] = _changed_entries(current, _table(value, f"{place}{name}"), f"{place}{name}.")
         elif _fits(value, kinds[name]):
-            values[name] = tuple(value) if isinstance(value, list) else value
+            values[name] = _tuples(value)
         else:
-            raise SchemaError(f"expected {place}{name} as {kinds[name]}, like {current!r}; got {value!r}")
+            raise SchemaError(f"expected {place}{name} as {_name(kinds[name])}, like {current!r}; got {value!r}")
     return dataclasses.replace(parameters, **values)
 
 
@@ -143,7 +94,8 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
             f"expected a minimizer of one of the recipes {', '.join(RECIPES)}; got {metadata.get('recipe')!r}. "
             "Say what it belongs to: --problem FILE.py:NAME."
         )
-    parameters = override(RECIPES[metadata["recipe"]].parameters, metadata["parameters"])
+    recipe = RECIPES[metadata["recipe"]].at(metadata.get("scale"))
+    parameters = override(recipe.experiment, metadata["parameters"])
     data = load(parameters.data, data_dir)
     if data.fingerprint != metadata["data"]:
         raise CheckpointError(
@@ -153,10 +105,48 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
     return parameters.problem(data, metadata["seed"], getattr(torch, metadata["dtype"].removeprefix("torch.")))
 
 
+def _changed_entries(entries: Mapping[str, Any], changes: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """A mapping of dataclasses with some of their fields changed."""
+    if unknown := [name for name in changes if name not in entries]:
+        raise SchemaError(f"expected one of {', '.join(entries)}; got {place}{unknown[0]}")
+    return {
+        **entries,
+        **{
+            name: override(entries[name], _table(value, f"{place}{name.lower()}"), f"{place}{name.lower()}.")
+            for name, value in changes.items()
+        },
+    }
+
+
+def _table(value: Any, place: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SchemaError(f"expected a table [{place}]; got {value!r}")
+    return value
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the kind that a field is annotated with; an int also serves as a float."""
-    if str(kind).startswith("tuple["):  # of any length, of one kind
-        return isinstance(value, (list, tuple)) and all(_fits(v, kind[6:].removesuffix(", ...]")) for v in value)
-    if type(value) is int:
-        return kind in ("int", "float", "int | float")
-    return type(value).__name__ in str(kind).split(" | ")
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin is tuple:
+        kinds = inner[:1] * len(value) if inner[-1] is ... and isinstance(value, (list, tuple)) else inner
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) == len(kinds)
+            and all(_fits(v, k) for v, k in zip(value, kinds, strict=True))
+        )
+    if origin is not None and issubclass(origin if isinstance(origin, type) else object, Mapping):
+        return isinstance(value, Mapping) and all(_fits(v, inner[1]) for v in value.values())
+    if inner:  # one of several kinds
+        return any(_fits(value, k) for k in inner)
+    return type(value) is kind or (type(value) is int and kind is float)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which JSON and TOML have, as the tuples that parameters hold."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

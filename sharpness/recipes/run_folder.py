@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,8 +15,10 @@ from sharpness.files import write_atomically
 CONFIGURATION = "run.json"
 
 
-def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
+def claim(folder: Path, configuration: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
     """Mark ``folder`` as holding the results of ``configuration`` (JSON-able).
+
+    What a configuration of an earlier release lacks is taken to be as in ``defaults``, of the same form.
 
     Raises:
         SchemaError: it holds those of another configuration, whose differences are listed, or other files. A
@@ -30,7 +33,7 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
             present = json.loads(file.read_text())
         except ValueError as error:
             raise SchemaError(f"expected a JSON configuration in {file}; it is damaged ({error})") from error
-        differences = list(_differences(present, wanted))
+        differences = list(_differences(_completed(present, json.loads(json.dumps(defaults or {}))), wanted))
         if differences:
             raise SchemaError(
                 f"expected {folder} to be new or to hold this very configuration; it differs in "
@@ -40,6 +43,29 @@ def claim(folder: Path, configuration: Mapping[str, Any]) -> None:
     if others:
         raise SchemaError(f"expected {folder} to be new, empty or a run; it holds other files. Choose another --out.")
     write_atomically(file, (json.dumps(wanted, indent=1) + "\n").encode())
+
+
+def defaults_of(parameters: Any) -> dict[str, Any]:
+    """The defaults of a dataclass's fields by name, with those of the dataclasses that it holds."""
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(parameters):
+        value = getattr(parameters, item.name)
+        if dataclasses.is_dataclass(value):
+            found[item.name] = defaults_of(value)
+        elif isinstance(value, Mapping) and any(dataclasses.is_dataclass(entry) for entry in value.values()):
+            found[item.name] = {name: defaults_of(entry) for name, entry in value.items()}
+        elif item.default is not dataclasses.MISSING:
+            found[item.name] = item.default
+        elif item.default_factory is not dataclasses.MISSING:
+            found[item.name] = item.default_factory()
+    return found
+
+
+def _completed(present: Any, defaults: Any) -> Any:
+    """``present`` with what it lacks, where it is a mapping."""
+    if not (isinstance(present, dict) and isinstance(defaults, dict)):
+        return present
+    return {**defaults, **{name: _completed(value, defaults.get(name)) for name, value in present.items()}}
 
 
 def stored(path: Path, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""Everything that an experiment measured, side by side in one record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sharpness.objective import Objective
+from sharpness.recipes.analysis import Analysis, Case, cases
+from sharpness.recipes.experiment import Experiment, Trial
+from sharpness.recipes.trajectory import norm
+from sharpness.records import Comparison
+
+
+def compare(
+    name: str,
+    scale: str,
+    parameters: Experiment,
+    objectives: dict[str, Objective],
+    trials: Mapping[int, Trial],
+    measured: Mapping[tuple[int, str], Analysis],
+) -> Comparison:
+    """The comparison of all regimes over all seeds; loss and accuracy are those on all training and all test data."""
+    regimes = list(parameters.regimes)
+    every = list(cases(parameters.analysis, objectives["train"]))
+    modes, spaces, epsilons = (list(dict.fromkeys(column)) for column in zip(*every, strict=True))
+
+    def table(value: Callable[[str, int], Any]) -> np.ndarray:
+        return np.array([[value(regime, seed) for seed in trials] for regime in regimes])
+
+    def per_case(value: Callable[[Any], Any]) -> np.ndarray:
+        def one(regime: str, seed: int) -> list[Any]:
+            found = measured[seed, regime].sharpness
+            return [[[value(found[Case(m, s, e)]) for e in epsilons] for s in spaces] for m in modes]
+
+        return table(one)
+
+    def evaluations(regime: str, seed: int) -> list[tuple[float, ...]]:
+        return [o.evaluate(trials[seed].ends[regime])[:2] for o in objectives.values()]
+
+    scores, examples = table(evaluations), objectives["train"].examples
+    sizes = [parameters.regimes[regime].examples_per_batch(examples) for regime in regimes]
+    return Comparison(
+        regime=np.array(regimes),
+        seed=np.array(list(trials)),
+        split=np.array(list(objectives)),
+        pair=np.arange(1, parameters.analysis.eigenpairs + 1),
+        batchnorm=np.array(modes),
+        space=np.array(spaces),
+        epsilon=np.array(epsilons),
+        maximiser=np.array(["L-BFGS-B", "sign ascent"]),
+        loss=scores[..., 0],
+        accuracy=scores[..., 1],
+        eigenvalues=table(lambda r, s: measured[s, r].eigenpairs.eigenvalues),
+        residuals=table(lambda r, s: measured[s, r].eigenpairs.residuals),
+        converged=table(lambda r, s: measured[s, r].eigenpairs.converged),
+        gradient_norm=per_case(lambda s: s.gradient_norm)[..., 0, 0],
+        sharpness=per_case(lambda s: (s.sharpness, s.stronger)),
+        spread=per_case(lambda s: s.spread),
+        first_order=per_case(lambda s: s.first_order),
+        distance=table(lambda r, s: norm(trials[s].ends[r].point.theta - trials[s].start.point.theta)),
+        weight_norm=table(lambda r, s: norm(trials[s].ends[r].point.theta)),
+        epochs=table(lambda r, s: trials[s].ends[r].metadata["epochs"]),
+        batch_size=np.array(sizes),
+        warm_epochs=np.array([parameters.warm_epochs(regime) for regime in regimes]),
+        recipe=name,
+        conditions={
+            "scale": scale,
+            "data": parameters.data,
+            "model": parameters.model,
+            "train_examples": examples,
+            "training": objectives["train"].conditions,
+            "batchnorm": "eval" if objectives["train"].has_batchnorm else "none",
+            "analysis": dataclasses.asdict(parameters.analysis),
+            "probe_passed": all(found.eigenpairs.probe_passed for found in measured.values()),
+            "measured_on": f"{min(parameters.analysis.examples or examples, examples)} training examples",
+        },
+    )

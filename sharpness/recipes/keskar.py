@@ -1,0 +1,304 @@
+"""Keskar et al. 2017, On Large-Batch Training for Deep Learning: Generalization Gap and Sharp Minima, as recipes.
+
+From the paper: SB 256 and LB 10 % of the training data from one start, Adam, training until the loss ceases to improve
+(Tables 2 to 4) or for 100 epochs (Figures 4 and 5), five trials, ε of 1e-3 and 5e-4, subspaces of 100 dimensions, ten
+iterations of L-BFGS-B, the full training loss. From its released code: Adam's default rate, pixels in [0, 1], uniform
+Glorot starts, 25 points on α in [-1, 2]. Ours, because neither says it: what counts as an improvement (1e-5 nats within
+10 epochs), the distribution of the subspaces, the settings of the remedies, everything below the paper's scale. The
+reduced scales keep the ratio of the batch sizes (LB 10 %, SB about a twentieth of LB) and the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sharpness.recipes.analysis import AnalysisPlan
+from sharpness.recipes.experiment import AT, Experiment
+from sharpness.recipes.recipe import Recipe, Scale
+from sharpness.recipes.sketch import SKETCH
+from sharpness.training import TrainingPlan
+
+KEPT = (1, 3, 8, 18, 40, 90, 200)
+UNTIL_DONE: dict[str, Any] = {"patience": 10, "resolution": 1e-5}
+PAPER = AnalysisPlan()
+FEW = AnalysisPlan(eigenpairs=1, epsilons=(1e-3,), subspace=0, restarts=1, batchnorm=("eval",))
+"""For sweeps: λmax and the paper's ε-sharpness in the full space, at the larger ε."""
+QUICK = AnalysisPlan(eigenpairs=1, tolerance=0.05, subspace=3, iterations=2, restarts=1, examples=20)
+
+NARROW: dict[str, Any] = {"model_options": {"width": 16}}
+
+
+def pair(small: int | float, epochs: tuple[int, int], **settings: Any) -> dict[str, TrainingPlan]:
+    """SB and LB by their mini-batches and most epochs; what else is said holds for both."""
+    plans = zip((small, 0.1), epochs, strict=True)
+    sb, lb = (TrainingPlan(batch_size=size, epochs=most, **settings) for size, most in plans)
+    return {"SB": sb, "LB": lb}
+
+
+def smoke(data: str, model: str, regimes: Mapping[str, TrainingPlan], **changes: Any) -> Experiment:
+    """Everything that a recipe does, on next to nothing."""
+    given: dict[str, Any] = {
+        "train_examples": 60,
+        "test_examples": 30,
+        "trials": 1,
+        "analysis": QUICK,
+        "line_points": 4,
+        "threads": 1,
+    }
+    return Experiment(data=data, model=model, regimes=regimes, **{**given, **changes})
+
+
+def _both(network: str, summary: str, paper: Experiment, reduced: Scale, tiny: Experiment, cost: str) -> Recipe:
+    """The comparison of SB with LB on one network: Tables 2 to 4, Figures 2, 3, 6 and 7."""
+    kept: dict[str, Any] = {"kept_epochs": KEPT, "followed": ("SB", "LB"), "curve_points": 25}
+    scales = {
+        "reduced": Scale(reduced.cost, replace(reduced.parameters, **kept)),
+        "paper": Scale(cost, replace(paper, trials=5, **kept)),
+        "smoke": Scale("seconds", replace(tiny, kept_epochs=(1, 2), followed=("SB", "LB"), curve_points=4)),
+    }
+    return Recipe(f"keskar-{network}", f"{network.upper()}: {summary}", scales)
+
+
+def _convolutional(network: str, classes: int, deep: bool) -> Recipe:
+    data, model = f"cifar{classes}", f"keskar-{network}"
+    generated = "generated-images" + ("-100" if classes == 100 else "")
+    start: dict[str, Any] = {"initialisation": "glorot"}
+    width = {"model_options": {"width": 0.25}} if deep else {}
+    analysis = AnalysisPlan(restarts=1)
+    return _both(
+        network,
+        f"SB 256 against LB 5,000, the {'deep' if deep else 'shallow'} convolutional network on CIFAR-{classes}",
+        Experiment(data, model, pair(256, (200, 400), **UNTIL_DONE), **start),
+        Scale(
+            "1,500 images, SB 10, LB 150, 2 trials" + (", a quarter of the width" if deep else ""),
+            Experiment(
+                data,
+                model,
+                pair(10, (100, 200), **UNTIL_DONE),
+                train_examples=1500,
+                test_examples=2000,
+                trials=2,
+                analysis=analysis,
+                **width,
+                **start,
+            ),
+        ),
+        smoke(generated, model, pair(10, (2, 2)), model_options={"width": 0.05}, **start),
+        "50,000 images, SB 256, LB 5,000, 5 trials: for a GPU",
+    )
+
+
+F1 = _both(
+    "f1",
+    "SB 256 against LB 6,000, five layers of 512 with batch norm on MNIST",
+    Experiment("mnist", "keskar-f1", pair(256, (100, 200), **UNTIL_DONE), threads=1),
+    Scale(
+        "6,000 images, SB 26, LB 600, 3 trials",
+        Experiment("mnist", "keskar-f1", pair(26, (100, 200), **UNTIL_DONE), train_examples=6000, threads=1),
+    ),
+    smoke("digits", "keskar-f1", pair(6, (2, 2)), **NARROW),
+    "60,000 images, SB 256, LB 6,000, 5 trials",
+)
+F2 = _both(
+    "f2",
+    "SB 256 against LB 10 %, a wide network on your table of very many classes (--data-dir FILE.csv or .npz)",
+    Experiment("table", "keskar-f2", pair(256, (100, 200), **UNTIL_DONE)),
+    Scale(
+        "5,000 rows, SB 25, LB 500, 3 trials",
+        Experiment("table", "keskar-f2", pair(25, (100, 200), **UNTIL_DONE), train_examples=5000),
+    ),
+    smoke("generated-table", "keskar-f2", pair(10, (2, 2)), **NARROW),
+    "all rows, SB 256, LB 10 %, 5 trials",
+)
+CONVOLUTIONAL = tuple(
+    _convolutional(network, classes, deep)
+    for network, classes, deep in (("c1", 10, False), ("c2", 10, True), ("c3", 100, False), ("c4", 100, True))
+)
+
+
+# Figure 4: batch sizes
+
+
+def sizes(batch_sizes: Iterable[int], epochs: int) -> dict[str, TrainingPlan]:
+    """One regime for each batch size, named by it."""
+    return {str(size): TrainingPlan(batch_size=size, epochs=epochs) for size in batch_sizes}
+
+
+BATCH_SIZES = Recipe(
+    "keskar-batch-sizes",
+    "Test accuracy and sharpness against batch size, C1 on CIFAR-10 (Figure 4)",
+    {
+        "reduced": Scale(
+            "F1 on 6,000 images of MNIST, 8 batch sizes, 30 epochs, 2 trials",
+            Experiment(
+                "mnist",
+                "keskar-f1",
+                sizes((16, 32, 64, 128, 256, 600, 1500, 6000), 30),
+                train_examples=6000,
+                trials=2,
+                analysis=FEW,
+                lines=(),
+                threads=1,
+            ),
+        ),
+        "paper": Scale(
+            "C1 on 50,000 images, 10 batch sizes, 100 epochs, 5 trials: for a GPU",
+            Experiment(
+                "cifar10",
+                "keskar-c1",
+                sizes((64, 128, 256, 500, 1000, 2000, 5000, 10000, 25000, 50000), 100),
+                initialisation="glorot",
+                trials=5,
+                analysis=FEW,
+                lines=(),
+            ),
+        ),
+        "smoke": Scale("seconds", smoke("digits", "keskar-f1", sizes((6, 20, 60), 2), lines=(), **NARROW)),
+    },
+)
+
+# Figure 5: warm starts
+
+
+def warm(small: TrainingPlan, large: TrainingPlan, epochs: Iterable[int]) -> dict[str, Any]:
+    """SB, then LB from SB's iterate after each of ``epochs`` (0: from the start)."""
+    names = {epoch: f"LB-from-{epoch}" for epoch in epochs}
+    return {
+        "regimes": {"SB": small, **dict.fromkeys(names.values(), large)},
+        "starts": {name: f"SB{AT}{epoch}" for epoch, name in names.items() if epoch},
+        "kept_epochs": tuple(epoch for epoch in names if epoch),
+        "lines": (),
+    }
+
+
+WARM_START = Recipe(
+    "keskar-warm-start",
+    "LB from the iterates of SB: accuracy and sharpness against SB epochs, C1 on CIFAR-10 (Figure 5)",
+    {
+        "reduced": Scale(
+            "F1 on 6,000 images of MNIST, 7 starts, 30 epochs each, 2 trials",
+            Experiment(
+                "mnist",
+                "keskar-f1",
+                **warm(TrainingPlan(26, 30), TrainingPlan(0.1, 30), (0, 1, 2, 5, 10, 20, 30)),
+                train_examples=6000,
+                trials=2,
+                analysis=FEW,
+                threads=1,
+            ),
+        ),
+        "paper": Scale(
+            "C1 on 50,000 images, from each of 100 epochs, 100 epochs each: for a GPU",
+            Experiment(
+                "cifar10",
+                "keskar-c1",
+                **warm(TrainingPlan(256, 100), TrainingPlan(0.1, 100), range(101)),
+                initialisation="glorot",
+                trials=1,
+                analysis=FEW,
+            ),
+        ),
+        "smoke": Scale(
+            "seconds",
+            smoke("digits", "keskar-f1", **warm(TrainingPlan(6, 3), TrainingPlan(0.1, 2), (0, 1, 3)), **NARROW),
+        ),
+    },
+)
+
+# Figure 7: the curved path
+
+CURVES = Recipe(
+    "keskar-curves",
+    "Loss along the curved path from SB to LB beside the straight one, F1 on MNIST (Figure 7)",
+    {
+        "reduced": Scale(
+            "6,000 images, SB 26, LB 600, 1 trial",
+            Experiment(
+                "mnist",
+                "keskar-f1",
+                pair(26, (100, 200), **UNTIL_DONE),
+                train_examples=6000,
+                trials=1,
+                analysis=FEW,
+                line_points=49,
+                curve_points=49,
+                threads=1,
+            ),
+        ),
+        "paper": Scale(
+            "60,000 images, SB 256, LB 6,000, 1 trial",
+            Experiment(
+                "mnist",
+                "keskar-f1",
+                pair(256, (100, 200), **UNTIL_DONE),
+                trials=1,
+                analysis=FEW,
+                line_points=49,
+                curve_points=49,
+                threads=1,
+            ),
+        ),
+        "smoke": Scale("seconds", smoke("digits", "keskar-f1", pair(6, (2, 2)), curve_points=4, **NARROW)),
+    },
+)
+
+# Section 5 and Appendix E: remedies
+
+
+def remedies(plans: Mapping[str, TrainingPlan], augment: tuple[str, ...], strength: float) -> dict[str, TrainingPlan]:
+    """SB and LB, both with augmented data, and LB by conservative, adversarial and robust training.
+
+    ``strength`` scales ε of adversarial training, in pixel values; all settings are ours.
+    """
+    small, large = plans["SB"], plans["LB"]
+    return {
+        "SB": small,
+        "SB-augmented": replace(small, augment=augment),
+        "LB": large,
+        "LB-augmented": replace(large, augment=augment),
+        "LB-conservative": replace(large, proximal=0.1),
+        "LB-adversarial": replace(large, adversarial=strength),
+        "LB-robust": replace(large, robust=0.05),
+    }
+
+
+MOVED = ("translate", "rotate", "shear")
+REMEDIES = Recipe(
+    "keskar-remedies",
+    "LB with data augmentation, conservative, adversarial and robust training: accuracy and sharpness (Section 5)",
+    {
+        "reduced": Scale(
+            "F1 on 6,000 images of MNIST, SB 26, LB 600, at most 60 and 120 epochs, 2 trials",
+            Experiment(
+                "mnist",
+                "keskar-f1",
+                remedies(pair(26, (60, 120), **UNTIL_DONE), MOVED, 0.05),
+                train_examples=6000,
+                trials=2,
+                analysis=FEW,
+                lines=(),
+                threads=1,
+            ),
+        ),
+        "paper": Scale(
+            "C1 on 50,000 images, SB 256, LB 5,000, at most 200 and 400 epochs, 5 trials: for a GPU",
+            Experiment(
+                "cifar10",
+                "keskar-c1",
+                remedies(pair(256, (200, 400), **UNTIL_DONE), ("flip", *MOVED), 4 / 255),
+                initialisation="glorot",
+                trials=5,
+                analysis=FEW,
+                lines=(),
+            ),
+        ),
+        "smoke": Scale(
+            "seconds",
+            smoke("digits", "keskar-f1", remedies(pair(6, (2, 2)), MOVED, 0.05), lines=(), **NARROW),
+        ),
+    },
+)
+
+RECIPES = (F1, F2, *CONVOLUTIONAL, BATCH_SIZES, WARM_START, CURVES, REMEDIES, SKETCH)

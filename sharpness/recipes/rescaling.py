@@ -1,0 +1,198 @@
+"""Dinh et al. 2017: one function, any sharpness. Two layers of a ReLU network are rescaled by α and 1/α."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from sharpness import store
+from sharpness.errors import NotConvergedError, ShapeError
+from sharpness.geometry import filter_normalised
+from sharpness.journal import PENDING
+from sharpness.measures import epsilon_sharpness
+from sharpness.objective import Objective
+from sharpness.operators import Hessian, SymmetricOperator
+from sharpness.params import ParamSpace, Point
+from sharpness.random import normal
+from sharpness.recipes.analysis import AnalysisPlan, measured_on
+from sharpness.recipes.experiment import Experiment, cpu_threads
+from sharpness.recipes.stages import Place, train_regimes
+from sharpness.recipes.trajectory import norm
+from sharpness.records import EigenPairs, Rescaling
+from sharpness.spectrum import eigenpairs
+
+COORDINATES = ("split", "factor", "status")
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Parameters of the rescaling.
+
+    Args:
+        experiment: trains the network that is rescaled, in its first regime, with its first seed.
+        factors: α, each > 0; 1 is the network as it was trained.
+        layers: names of two layers with nothing but ReLU between them; weights and bias of the first are multiplied by
+            α, the weights of the second by 1/α.
+    """
+
+    experiment: Experiment
+    factors: tuple[float, ...] = tuple(2.0**power for power in range(-5, 6))
+    layers: tuple[str, str] = ("0", "2")
+
+    def __post_init__(self) -> None:
+        if not self.factors or min(self.factors) <= 0:
+            raise ShapeError(f"expected factors > 0; got {self.factors}")
+
+
+@final
+class Scaled(SymmetricOperator):
+    """D A D for a diagonal D.
+
+    >>> from sharpness.operators import Dense
+    >>> Scaled(Dense(torch.tensor([[2.0, 1.0], [1.0, 2.0]])), torch.tensor([1.0, 3.0])) @ torch.tensor([1.0, 1.0])
+    tensor([ 5., 21.])
+    """
+
+    def __init__(self, operator: SymmetricOperator, diagonal: torch.Tensor) -> None:
+        self._operator = operator
+        self._diagonal = diagonal.to(operator.device, operator.dtype)[:, None]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self._operator.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._operator.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._operator.device
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {**self._operator.conditions, "scaled": True}
+
+    def _product(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._diagonal * (self._operator @ (self._diagonal * vectors))
+
+
+def rescale(name: str, scale: str, parameters: Rescale, place: Place) -> Rescaling:
+    """Train one network, then measure it at every factor, into ``out/rescaling.h5``, going on with what it holds."""
+    experiment = parameters.experiment
+    data, trials = train_regimes(name, scale, experiment, place)
+    end = next(iter(trials[experiment.seed].ends.values()))
+    part = measured_on(experiment.problem(data, experiment.seed, place.dtype), experiment.analysis.examples)
+    objectives, _ = part.objectives(device=place.device)
+    objective, progress = objectives["train"], place.report("rescaled networks")
+    template = _template(name, scale, parameters, objective)
+    with (
+        cpu_threads(experiment.threads),
+        store.begin(place.out / "rescaling.h5", {"rescaling": template})["rescaling"] as journal,
+    ):
+        origin = _Origin(objective, objective.point(end), experiment.analysis, experiment.seed, part)
+        for row in np.flatnonzero(journal.status == PENDING):
+            factor = parameters.factors[row]
+            diagonal = _diagonal(objective.space, parameters.layers, factor)
+            journal.commit(int(row), origin.measured(diagonal.to(objective.device, objective.dtype)))
+            progress(int((journal.status != PENDING).sum()), len(journal), f"α = {factor:g}")
+    return store.load(place.out / "rescaling.h5")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The network as it was trained, and what is asked of it rescaled."""
+
+    objective: Objective
+    point: Point
+    plan: AnalysisPlan
+    seed: int
+    problem: Any
+
+    def measured(self, diagonal: torch.Tensor) -> dict[str, float]:
+        """Everything at Tθ, and from θ what must come out there."""
+        objective, plan = self.objective, self.plan
+        there = Point(diagonal * self.point.theta, self.point.buffers)
+        hessian = Hessian(objective, there)
+        pairs = self._largest(hessian)
+        predicted = self._largest(Scaled(Hessian(objective, self.point), 1 / diagonal))
+        score = objective.evaluate(there)
+        found = epsilon_sharpness(
+            objective, there, plan.epsilons[0], None, plan.iterations, seed=self.seed, restarts=plan.restarts
+        )
+        drawn = normal(objective.size, key=("rescaled direction",), seed=self.seed, dtype=objective.dtype)
+        direction = filter_normalised(drawn.to(there.theta), there.theta, objective.space)
+        return {
+            "loss": score.loss,
+            "accuracy": score.accuracy,
+            "output_change": self._output_change(there),
+            "eigenvalue": pairs.eigenvalues[0],
+            "residual": pairs.residuals[0],
+            "predicted_eigenvalue": predicted.eigenvalues[0],
+            "predicted_residual": predicted.residuals[0],
+            "sharpness": found.sharpness,
+            "stronger": found.stronger,
+            "first_order": found.first_order,
+            "predicted_first_order": self._first_order(diagonal),
+            "gradient_norm": found.gradient_norm,
+            "weight_norm": norm(there.theta),
+            "filter_curvature": float(direction.double() @ (hessian @ direction).double()),
+        }
+
+    def _largest(self, operator: SymmetricOperator) -> EigenPairs:
+        try:
+            return eigenpairs(operator, 1, tolerance=self.plan.tolerance, seed=self.seed)
+        except NotConvergedError as error:
+            return error.partial
+
+    def _first_order(self, diagonal: torch.Tensor) -> float:
+        """100 ε Σ |gᵢ / tᵢ| (|tᵢ θᵢ| + 1) / (1 + f), by the chain rule from the gradient g at θ."""
+        value, gradient = self.objective.value_and_gradient(self.point)
+        box = (diagonal * self.point.theta).double().abs() + 1.0
+        total = ((gradient.double() / diagonal.double()).abs() * box).sum()
+        return float(100.0 * self.plan.epsilons[0] * total / (1.0 + value))
+
+    def _output_change(self, there: Point) -> float:
+        """max |y(Tθ) − y(θ)| / max |y(θ)| over the examples measured on."""
+        inputs, space = self.problem.train[0].to(self.objective.device), self.objective.space
+        before, after = (
+            torch.func.functional_call(self.problem.model.eval(), space.unflatten(point.theta), (inputs,)).double()
+            for point in (self.point, there)
+        )
+        return float((after - before).abs().max() / before.abs().max())
+
+
+def _diagonal(space: ParamSpace, layers: tuple[str, str], factor: float) -> torch.Tensor:
+    """t of shape (n,): α for weights and bias of the first layer, 1/α for the weights of the second, 1 elsewhere."""
+    first, second = layers
+    wanted = {f"{first}.weight": factor, f"{first}.bias": factor, f"{second}.weight": 1 / factor}
+    if missing := [name for name in wanted if name not in space.names]:
+        raise ShapeError(f"expected layers with the parameters {', '.join(wanted)}; the model lacks {missing[0]}")
+    pieces = (
+        torch.full((size,), wanted.get(name, 1.0), dtype=torch.float64)
+        for name, size in zip(space.names, space.sizes, strict=True)
+    )
+    return torch.cat(list(pieces))
+
+
+def _template(name: str, scale: str, parameters: Rescale, objective: Objective) -> Rescaling:
+    """The record before anything is measured."""
+    plan, count = parameters.experiment.analysis, len(parameters.factors)
+    columns = [
+        item.name
+        for item in dataclasses.fields(Rescaling)
+        if item.metadata.get("dims") == ("factor",) and item.name not in COORDINATES
+    ]
+    return Rescaling(
+        factor=np.array(parameters.factors, float),
+        status=np.zeros(count, np.uint8),
+        epsilon=plan.epsilons[0],
+        layers=" and ".join(parameters.layers),
+        recipe=name,
+        conditions={**objective.conditions, "scale": scale, "model": parameters.experiment.model},
+        **{column: np.full(count, np.nan) for column in columns},
+    )
