@@ -104,8 +104,8 @@ def line_template(
 ) -> LineLosses:
     """The record that ``evaluate_line`` will return, every row pending; a file in progress begins as this."""
     grid = np.asarray(alphas, float)
-    ends = {"start": line.a.sha256, "end": line.b.sha256, "path": line.path}
-    return LineLosses(alpha=grid, **ends, **_pending(objectives, batchnorm, len(grid)))
+    pending = _pending(objectives, batchnorm, len(grid))
+    return LineLosses(alpha=grid, start=line.a.sha256, end=line.b.sha256, path=line.path, **pending)
 
 
 def plane_template(

@@ -59,7 +59,10 @@ def test_no_command_shows_the_help() -> None:
 
 def test_recipes_lists_each_with_its_cost() -> None:
     listed = strict_json(invoke("recipes", "--json").stdout)
-    assert listed == {name: {"summary": r.summary, "cost": r.cost} for name, r in RECIPES.items()}
+    assert listed == {
+        name: {"summary": r.summary, "cost": r.cost, "scales": {scale: s.cost for scale, s in r.scales.items()}}
+        for name, r in RECIPES.items()
+    }
     table = invoke("recipes").stdout
     for name in RECIPES:
         assert name in table
@@ -71,7 +74,7 @@ def test_recipes_lists_each_with_its_cost() -> None:
     [
         ('recipe = "digits"\ntrials = \n', ["does not parse", "line 2"]),
         ("trials = 2", ['recipe = "digits"', "got none"]),
-        ('recipe = "letters"', ["digits, mnist-f1", "'letters'"]),
+        ('recipe = "letters"', ["digits, keskar-f1", "'letters'"]),
         ('recipe = "digits"\nepoch = 3', ["one of the parameters", "got epoch"]),
         ('recipe = "digits"\n[sb]\nepoch = 3', ["epochs", "got sb.epoch"]),
         ('recipe = "digits"\ntrials = "three"', ["trials as int", "'three'"]),
@@ -82,8 +85,8 @@ def test_recipes_lists_each_with_its_cost() -> None:
         ('recipe = "digits"\n[analysis]\nepsilons = [-0.001]', ["epsilons", "> 0"]),
         ('recipe = "digits"\n[analysis]\neigenpairs = 0', ["eigenpairs = 0", ">= 1"]),
         ('recipe = "digits"\n[analysis]\nexamples = -5', ["examples = -5", ">= 0"]),
-        ('recipe = "digits"\nmodel = "vgg"', ["digits-mlp, keskar-f1", "'vgg'"]),
-        ('recipe = "digits"\ndata = "letters"', ["digits, mnist or cifar10", "'letters'"]),
+        ('recipe = "digits"\nmodel = "vgg"', ["digits-mlp, mlp, keskar-f1", "'vgg'"]),
+        ('recipe = "digits"\ndata = "letters"', ["digits, mnist, cifar10", "'letters'"]),
         ('recipe = "digits"\n[lb]\noptimizer = "adamw"', ["adam or sgd", "'adamw'"]),
         ('recipe = "digits"\n[lb]\nlearning_rate = 0.0', ["learning_rate", "> 0"]),
     ],
@@ -96,7 +99,7 @@ def test_a_wrong_recipe_file_is_refused(command: str, text: str, parts: list[str
 
 
 def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path) -> None:
-    assert refused(invoke("run", "letters"), 2, "digits, mnist-f1", "'letters'")
+    assert refused(invoke("run", "letters"), 2, "digits, keskar-f1", "'letters'")
     assert refused(invoke("run", tmp_path / "none.toml"), 2, "none.toml")
     (tmp_path / "folder.toml").mkdir()
     assert refused(invoke("run", tmp_path / "folder.toml"), 2, "folder.toml")
@@ -104,8 +107,8 @@ def test_a_recipe_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Pa
 
 def test_a_recipe_without_its_data_says_where_it_looked_for_them(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.delenv("SHARPNESS_DATA", raising=False)
-    assert refused(invoke("run", "mnist-f1", "--out", tmp_path / "out"), 2, "SHARPNESS_DATA")
-    ended = invoke("run", "mnist-f1", "--out", tmp_path / "out", "--data-dir", tmp_path)
+    assert refused(invoke("run", "keskar-f1", "--out", tmp_path / "out"), 2, "SHARPNESS_DATA")
+    ended = invoke("run", "keskar-f1", "--out", tmp_path / "out", "--data-dir", tmp_path)
     assert refused(ended, 2, "train-images-idx3-ubyte")
     assert not (tmp_path / "out").exists()
 
@@ -113,7 +116,7 @@ def test_a_recipe_without_its_data_says_where_it_looked_for_them(tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (("--trials", "0"), "trials >= 1"),
+        (("--trials", "0"), "trials = 0 (>= 1)"),
         (("--dtype", "float16"), "float32 or float64"),
         (("--device", "abacus"), "abacus"),
         (("--device", "cuda:99"), "cuda:99"),

@@ -121,6 +121,7 @@ def test_a_run_leaves_these_files_and_no_others(small_run: SmallRun) -> None:
     expected |= {f"seed-0/{regime}/{name}" for regime in ("SB", "LB") for name in measured}
     stems = ("comparison", "table", "line", "seed-0-history", "seed-0-plane")
     expected |= {f"figures/{stem}.{ending}" for stem in stems for ending in ("svg", "pdf", "png")}
+    expected |= {f"figures/table.{ending}" for ending in ("md", "csv", "tex")}
     assert {str(p.relative_to(small_run.out)) for p in small_run.out.rglob("*") if p.is_file()} == expected
 
 

@@ -23,9 +23,11 @@ from sharpness.records import (
     LineLosses,
     PlaneLosses,
     ProductCost,
+    Rescaling,
+    Trajectory,
     axis_label,
 )
-from sharpness.render import draw, draw_figure, draw_table, save_figure, sharpness_table
+from sharpness.render import draw, draw_figure, draw_table, regimes_table, save_figure, sharpness_table
 from sharpness.render.style import BLUE, VERMILLION
 
 SPLITS = np.array(["train", "test"])
@@ -105,7 +107,35 @@ def comparison(**changes):
     return replace(record, **changes)
 
 
+def trajectory(top, falls):
+    epoch = np.array([1, 2, 5, 10, 20, 40])
+    loss = np.geomspace(0.5, 1e-3, 6)
+    phi = top * loss**falls
+    return Trajectory(
+        split=SPLITS, epoch=epoch, loss=np.stack([loss, loss + 0.1]), accuracy=np.exp(-np.stack([loss, loss])),
+        sharpness=phi, stronger=1.4 * phi, first_order=0.3 * phi * loss**0.3, gradient_norm=loss,
+        weight_norm=50 + epoch, distance=np.sqrt(epoch), status=np.ones(6, np.uint8), epsilon=1e-3, batchnorm="eval",
+        iterations=10,
+    )  # fmt: skip
+
+
+def rescaling(**changes):
+    factor = np.geomspace(1e-2, 1e2, 9)
+    curvature = factor**-2.0 + factor**2 + 3
+    record = Rescaling(
+        factor=factor, loss=np.full(9, 0.01), accuracy=np.full(9, 0.98), output_change=np.full(9, 3e-7),
+        eigenvalue=curvature, residual=1e-3 * curvature, predicted_eigenvalue=curvature * (1 + 1e-5),
+        predicted_residual=1e-3 * curvature, sharpness=curvature**0.5, stronger=1.2 * curvature**0.5,
+        first_order=0.1 * curvature**0.5, predicted_first_order=0.1 * curvature**0.5,
+        gradient_norm=0.01 * curvature**0.5, weight_norm=20 * curvature**0.2, filter_curvature=np.full(9, 4.2),
+        status=np.ones(9, np.uint8), epsilon=1e-3, layers="0 and 2", recipe="dinh-rescaling",
+        conditions={"scale": "reduced", "model": "mlp"},
+    )  # fmt: skip
+    return replace(record, **changes)
+
+
 RECORDS = [history(), line(), plane(), eigenpairs(), epsilon_sharpness(), product_cost(), comparison()]
+RECORDS += [trajectory(60, -0.4), rescaling()]
 BY_KIND = pytest.mark.parametrize("record", RECORDS, ids=[record.kind for record in RECORDS])
 
 
@@ -415,6 +445,122 @@ def test_table_figure_holds_the_rows_of_the_table():
     cells = figure.axes[0].tables[0].get_celld()
     for index, row in enumerate([("", "SB", "LB", "LB/SB"), *sharpness_table(comparison())]):
         assert tuple(cells[index, column].get_text().get_text() for column in range(4)) == row
+
+
+def regimes(count, **changes):
+    """So many regimes, each with the numbers of SB."""
+    record = comparison()
+    names = ("loss", "accuracy", "eigenvalues", "residuals", "converged", "gradient_norm", "sharpness", "spread")
+    every = {
+        name: np.repeat(getattr(record, name)[:1], count, axis=0)
+        for name in (*names, "first_order", "distance", "weight_norm", "epochs")
+    }
+    return replace(record, regime=np.array([f"R{number}" for number in range(count)]), **{**every, **changes})
+
+
+def test_up_to_eight_regimes_can_be_told_apart():
+    left, right = draw(regimes(8)).figure.axes
+    means = [curve for curve in left.lines if curve.get_linestyle() != "None" and curve.get_marker() == "None"]
+    assert len({curve.get_color() for curve in means}) == 8
+    markers = {container[0].get_marker() for container in right.containers}
+    assert len(markers) == 8
+    places = {round(float(y) % 1, 3) for _, _, y, _, _ in error_bars(right)}
+    assert len(places) == 8
+    assert "first-order part" in texts(left.figure)
+
+
+def test_nine_regimes_are_refused_and_named():
+    with pytest.raises(ShapeError, match=r"at most 8 regimes.*got 9 \(R0, .*R8\).*choose fewer, or take the table"):
+        draw(regimes(9))
+
+
+def test_table_of_other_regimes_has_a_row_for_each():
+    converged = np.ones((3, 3, 2), bool)
+    converged[2, 1, 0] = False
+    table = regimes_table(regimes(3, converged=converged, batch_size=np.array([8, 16, 32])))
+    columns = dict(zip(table.head, zip(*table.texts, strict=True), strict=True))
+    assert columns["regime"] == ("R0", "R1", "R2")
+    assert columns["batch size"] == ("8", "16", "32")
+    assert columns["λmax"] == 3 * ("4.0 ± 2.0",)
+    assert columns["certificate of λmax"][1:] == ("residual ≤ 0.006", "residual ≤ 0.006; not converged: 1 of 3")
+    assert columns["ε-sharpness (%), batch norm: eval, full, ε = 0.001, sign ascent"] == 3 * ("4.0 ± 2.0",)
+    expected = [quantity for quantity, *_ in sharpness_table(comparison())]
+    assert [name for name in table.head if name not in ("regime", "batch size", "certificate of λmax")] == expected
+    assert any("did not converge in 1 of 3 trials" in note for note in table.notes)
+
+
+def test_figure_of_the_table_is_turned_where_that_is_narrower():
+    for count in (3, 20):
+        table = regimes_table(regimes(count))
+        cells = draw_table(regimes(count)).axes[0].tables[0].get_celld()
+        rows, columns = (max(places) for places in zip(*cells, strict=True))
+        assert (rows, columns) == ((len(table.head) - 1, 3) if count == 3 else (20, len(table.head) - 1))
+    assert cells[20, 0].get_text().get_text() == "R19"
+
+
+def test_trajectory_runs_with_the_loss_from_left_to_right():
+    record = trajectory(60, -0.4)
+    status = record.status.copy()
+    status[-1] = 0
+    ax = draw(replace(record, status=status))
+    assert ax.get_xlim()[0] > ax.get_xlim()[1]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    drawn = curves(ax)
+    for name, label in (("sharpness", "L-BFGS-B"), ("stronger", "sign ascent"), ("first_order", "first-order part")):
+        values = np.ma.masked_invalid(drawn[label].get_ydata(orig=False))
+        np.testing.assert_array_equal(values.compressed(), getattr(record, name)[:-1])
+        x = np.ma.masked_invalid(drawn[label].get_xdata(orig=False))
+        np.testing.assert_array_equal(x.compressed(), record.loss[0, :-1])
+    assert any("1 of 6 iterates pending" in text for text in texts(ax.figure))
+
+
+def test_trajectory_through_zero_is_drawn():
+    record = trajectory(60, -0.4)
+    stronger = record.stronger.copy()
+    stronger[0] = 0.0  # the maximiser found nothing above its start
+    assert draw(replace(record, stronger=stronger)).get_yscale() == "symlog"
+
+
+def test_rescaling_shows_measured_on_predicted():
+    record = rescaling()
+    left, right = draw(record).figure.axes
+    points = list(error_bars(left))
+    assert [label for label, *_ in points] == 9 * ["λmax, measured"]
+    np.testing.assert_allclose([y for _, _, y, _, _ in points], record.eigenvalue, rtol=1e-12)
+    np.testing.assert_allclose([half for *_, half, _ in points], record.residual, rtol=1e-12)
+    np.testing.assert_array_equal(curves(left)["λmax, predicted"].get_ydata(), record.predicted_eigenvalue)
+    flat = curves(left)["along a filter-normalised direction"].get_ydata()
+    np.testing.assert_array_equal(flat, record.filter_curvature)
+    for label, name in (
+        ("ε-sharpness, L-BFGS-B", "sharpness"),
+        ("ε-sharpness, sign ascent", "stronger"),
+        ("first-order part, measured", "first_order"),
+        ("first-order part, predicted", "predicted_first_order"),
+    ):
+        np.testing.assert_array_equal(curves(right)[label].get_ydata(), getattr(record, name))
+    assert {ax.get_xscale() for ax in (left, right)} == {ax.get_yscale() for ax in (left, right)} == {"log"}
+    assert any("outputs change by at most 3·10⁻⁷" in text for text in texts(left.figure))
+
+
+def test_a_profile_marks_its_one_end():
+    ax = draw(line(conditions={"ends": ["LB", ""]}))
+    assert [curve.get_xdata()[0] for curve in ax.lines if np.size(curve.get_xdata()) == 2] == [0]
+
+
+def test_a_curved_path_is_said_at_the_axis():
+    path = "sin(απ/2)·b + cos(απ/2)·a"
+    assert draw(line(path=path)).get_xlabel() == f"α;  θ(α) = {path}"
+    assert draw(line()).get_xlabel() == "α"
+
+
+def test_more_than_three_panels_stand_in_rows():
+    figure = draw_figure({str(number): line() for number in range(5)})
+    assert figure.get_size_inches().tolist() == pytest.approx([3 * 3.4, 2 * 2.7])
+    titled = [ax for ax in figure.axes if ax.get_title()]
+    assert [bool(ax.get_xlabel()) for ax in titled] == [False, False, True, True, True]
+    assert [bool(ax.get_ylabel()) for ax in titled] == [True, False, False, True, False]
+    right = [bool(ax.get_ylabel()) for ax in figure.axes if ax not in titled]
+    assert right == [False, False, True, False, True]
 
 
 @BY_KIND

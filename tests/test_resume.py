@@ -168,7 +168,7 @@ def test_another_configuration_is_refused_by_its_difference(
 def test_a_changed_recipe_file_is_another_configuration(small_run: SmallRun, tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text(SMALL.replace("batch_size = 500", "batch_size = 400"))
     ended = invoke("train", tmp_path / "other.toml", "--out", small_run.out)
-    assert refused(ended, 2, "parameters.lb.batch_size (500 there, 400 here)")
+    assert refused(ended, 2, "parameters.regimes.LB.batch_size (500 there, 400 here)")
 
 
 def test_another_commands_folder_and_a_folder_of_other_files_are_refused(small_run: SmallRun, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sharpness.cli.tables import (
     cost_numbers,
     cost_rows,
     flat_rows,
+    grouped,
     loss_rows,
     result_table,
     sharpness_rows,
@@ -28,7 +29,9 @@ app = typer.Typer(
 )
 EXPERIMENTS, CHECKPOINTS, FILES, MACHINE = "Experiments", "Your checkpoints", "Results", "This machine"
 
-DataDir = Annotated[Path | None, typer.Option(help="Folder of the original data files; else SHARPNESS_DATA.")]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder of the original data files, or your table; else SHARPNESS_DATA.")
+]
 Foreign = Annotated[str | None, typer.Option("--problem", help="FILE.py:NAME that makes (model, loss, train[, test]).")]
 Trials = Annotated[int | None, typer.Option(help="Seeds; default: the recipe's.")]
 ScaleName = Annotated[
@@ -61,7 +64,7 @@ def run(
     terminal.report("figures")
     figures = draw_folder(place.out)
     title, head, rows = result_table(record)
-    terminal.table(f"{chosen.name}, {chosen.chosen}: {title}", head, rows)
+    terminal.table(f"{chosen.name}, {chosen.chosen}: {title}", head, grouped(rows))
     terminal.say(f"Results in {place.out}, {len(figures)} figure files in {place.out / 'figures'}")
     terminal.result({"out": str(place.out), "table": [list(row) for row in rows]})
 
@@ -200,21 +203,27 @@ def landscape(
 
 @command(app, group=FILES)
 def figures(
-    common: Common,  # noqa: ARG001 - every command takes the common options
+    common: Common,
     terminal: Terminal,
-    path: Annotated[Path, typer.Argument(help="A run's folder, or one .h5 file.")],
+    path: Annotated[
+        str, typer.Argument(help="A run's folder, one .h5 file, or a figure by name: keskar-1 to keskar-7, a recipe.")
+    ],
+    runs: Annotated[Path, typer.Option(help="Where the runs lie from which a named figure is drawn.")] = Path("runs"),
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="svg, pdf or png, repeatable. [default: all]")
     ] = None,
 ) -> None:
-    """Draw again, from HDF5 alone."""
-    from sharpness.render import FORMATS, draw_file, draw_folder
+    """Draw again, from HDF5 alone; a named figure with its table beside published values."""
+    from sharpness.render import FORMATS, PAPER, draw_file, draw_folder, draw_paper
 
     wanted = tuple(formats or FORMATS)
     if not set(wanted) <= set(FORMATS):
         raise ShapeError(f"expected --format {', '.join(FORMATS)}; got {', '.join(wanted)}")
     terminal.report("figures")
-    written = draw_folder(path, wanted) if path.is_dir() else draw_file(path, wanted)
+    if path in PAPER and not Path(path).exists():
+        written = draw_paper(path, runs, common.out or runs / "figures", wanted)
+    else:
+        written = draw_folder(Path(path), wanted) if Path(path).is_dir() else draw_file(Path(path), wanted)
     for file in written:
         terminal.say(str(file))
     terminal.result([str(file) for file in written])

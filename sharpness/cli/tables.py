@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sharpness.records import Comparison, LineLosses, PlaneLosses, ProductCost, Rescaling
-from sharpness.render.summary import sharpness_table
+from sharpness.render.summary import regimes_table, sharpness_table
 
 Rows = list[tuple[str, ...]]
 
@@ -69,9 +69,9 @@ def result_table(record: Any) -> tuple[str, tuple[str, ...], Rows]:
         over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
         title = f"{over}; curvature and sharpness on {measured}"
         if record.regime.tolist() == ["SB", "LB"]:
-            return title, ("", "SB", "LB", "LB/SB"), grouped(sharpness_table(record))
-        head, *rows = regimes_table(record)
-        return title, head, rows
+            return title, ("", "SB", "LB", "LB/SB"), [*sharpness_table(record)]
+        table = regimes_table(record)
+        return title, tuple(table.head), [tuple(row) for row in table.texts]
     if isinstance(record, Rescaling):
         head = ("α", "λmax", "predicted", "ε-sharpness (%)", "filter-normalised curvature", "change of outputs")
         columns = (record.sharpness, record.filter_curvature, record.output_change)

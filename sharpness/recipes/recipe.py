@@ -73,7 +73,7 @@ class Recipe:
 
     def with_trials(self, trials: int | None, seed: int | None) -> Recipe:
         """The recipe with another number of trials or first seed, where given and where it has such."""
-        given = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
+        given: dict[str, Any] = {n: value for n, value in (("trials", trials), ("seed", seed)) if value is not None}
         if not given:
             return self
         if not isinstance(self.experiment, Experiment):

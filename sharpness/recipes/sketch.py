@@ -44,8 +44,11 @@ class Sketch:
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """f at the output less the target, which is 0 in training and ``shift`` in testing."""
-        wells = (self.flat, self.wide), (self.sharp, self.narrow)
-        return 1 - sum(0.5 * torch.exp(-((output - target - at) ** 2) / (2 * width**2)) for at, width in wells)
+        flat, sharp = (
+            0.5 * torch.exp(-((output - target - minimum) ** 2) / (2 * width**2))
+            for minimum, width in ((self.flat, self.wide), (self.sharp, self.narrow))
+        )
+        return 1 - flat - sharp
 
 
 def sketch(name: str, scale: str, parameters: Sketch, place: Place) -> LineLosses:

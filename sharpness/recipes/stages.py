@@ -166,22 +166,31 @@ def _analyse(
 def _landscapes(
     objectives: dict[str, Objective], trial: Trial, parameters: Experiment, seed: int, place: Place
 ) -> None:
-    """One seed's lines, curves and profiles and, for the first seed, the planes around its minimizers."""
-    folder, space = place.out / f"seed-{seed}", objectives["train"].space
+    """One seed's profiles, lines and curves and, for the first seed, the planes around its minimizers."""
+    folder = place.out / f"seed-{seed}"
+    for regime, end in trial.ends.items():
+        _around(objectives, end, parameters, seed, folder / regime, place)
     for a, b in parameters.lines:
-        ends = (trial.ends[a], trial.ends[b])
-        suffix = "" if len(parameters.lines) == 1 else f"-{a}-{b}"
+        ends, suffix = (trial.ends[a], trial.ends[b]), "" if len(parameters.lines) == 1 else f"-{a}-{b}"
         for kind, path, points in (("line", Line, parameters.line_points), ("curve", Arc, parameters.curve_points)):
             if points:
                 file, alphas = folder / f"{kind}{suffix}.h5", np.linspace(-1.0, 2.0, points)
-                resumed_line(
-                    objectives, path(*ends), alphas, file, (a, b), place.report(f"seed {seed}: {kind} {a}–{b}")
-                )
-    for regime, end in trial.ends.items():
-        plane, own, title = random_plane(end, space, seed=seed), folder / regime, f"seed {seed} {regime}: "
-        if parameters.profile_points:
-            line, alphas = Line(end, plane.at(1.0, 0.0)), np.linspace(-1.0, 1.0, parameters.profile_points)
-            resumed_line(objectives, line, alphas, own / "profile.h5", (regime, ""), place.report(f"{title}profile"))
-        if parameters.plane_points and seed == parameters.seed:
-            axis = np.linspace(-1.0, 1.0, parameters.plane_points)
-            resumed_plane(objectives, plane, axis, own / "plane.h5", place.report(f"{title}plane"))
+                progress = place.report(f"seed {seed}: {kind} {a}–{b}")
+                resumed_line(objectives, path(*ends), alphas, file, (a, b), progress)
+
+
+def _around(
+    objectives: dict[str, Objective], end: Minimizer, parameters: Experiment, seed: int, folder: Path, place: Place
+) -> None:
+    """The profile of one minimizer and, for the first seed, the plane around it."""
+    planar = parameters.plane_points and seed == parameters.seed
+    if not (planar or parameters.profile_points):
+        return
+    plane, title = random_plane(end, objectives["train"].space, seed=seed), f"seed {seed} {folder.name}: "
+    if parameters.profile_points:
+        line, alphas = Line(end, plane.at(1.0, 0.0)), np.linspace(-1.0, 1.0, parameters.profile_points)
+        ends, progress = (folder.name, ""), place.report(f"{title}profile")
+        resumed_line(objectives, line, alphas, folder / "profile.h5", ends, progress)
+    if planar:
+        axis = np.linspace(-1.0, 1.0, parameters.plane_points)
+        resumed_plane(objectives, plane, axis, folder / "plane.h5", place.report(f"{title}plane"))

@@ -1,13 +1,31 @@
-"""Figures of records: deterministic, readable at column width, and without PyTorch.
+"""Figures and tables of records: deterministic, readable at column width, and without PyTorch.
 
 ``draw`` puts one record on an axes, ``draw_figure`` several of one kind side by side, ``save_figure`` writes files;
-``sharpness_table`` and ``draw_table`` give the numbers of a comparison as text and as a figure.
+``comparison_table`` gives the numbers of a comparison, ``save_table`` writes them for people and for programs,
+``draw_table`` makes a figure of them. ``draw_paper`` draws what published work shows from finished runs.
 """
 
 from sharpness.render.comparison import draw_table
 from sharpness.render.figures import draw, draw_figure
 from sharpness.render.files import save_figure
 from sharpness.render.folder import FORMATS, draw_file, draw_folder
-from sharpness.render.summary import sharpness_table
+from sharpness.render.paper import PAPER, draw_paper
+from sharpness.render.summary import comparison_table, regimes_table, sharpness_table
+from sharpness.render.tables import Table, save_table
 
-__all__ = ["FORMATS", "draw", "draw_figure", "draw_file", "draw_folder", "draw_table", "save_figure", "sharpness_table"]
+__all__ = [
+    "FORMATS",
+    "PAPER",
+    "Table",
+    "comparison_table",
+    "draw",
+    "draw_figure",
+    "draw_file",
+    "draw_folder",
+    "draw_paper",
+    "draw_table",
+    "regimes_table",
+    "save_figure",
+    "save_table",
+    "sharpness_table",
+]

@@ -1,4 +1,4 @@
-"""Small-batch against large-batch minimizers: eigenvalues beside ε-sharpness, and the table of all numbers."""
+"""Minimizers of several training regimes: eigenvalues beside ε-sharpness, and the table of all numbers."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,14 @@ from matplotlib.transforms import Bbox
 
 from sharpness.errors import ShapeError
 from sharpness.records import Comparison, axis_label
+from sharpness.render.cells import over_seeds
+from sharpness.render.layout import divided
 from sharpness.render.markers import draw_certified
+from sharpness.render.notes import smoke_text
 from sharpness.render.style import (
-    BLUE,
     CAPTION,
+    LOOKS,
     SMALL,
-    VERMILLION,
     count_axis,
     policy_text,
     pooled,
@@ -22,38 +24,48 @@ from sharpness.render.style import (
     set_scale,
     style,
 )
-from sharpness.render.summary import Case, Row, case_texts, cases, over_seeds, sharpness_table
+from sharpness.render.summary import Case, case_texts, cases, is_pair, regimes_table, sharpness_table
 
-LOOKS = ((BLUE, "o", "-"), (VERMILLION, "s", "--"))
-GAP = 0.15  # between the regimes that share a place on an axis
+GAP = 0.3  # between two regimes that share a place on an axis
+ROOM = 0.72  # at most between the first and the last of them
 ROW = 0.17  # inches
+MOST = len(LOOKS)
 
 
 def draw_comparison(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> list[Axes]:
     """Eigenvalues in the left half of the place of ``ax``, which shrinks to it, and ε-sharpness in the right half."""
-    place = ax.get_subplotspec()
-    if place is None:
-        raise ShapeError("expected for a comparison an axes made by subplots(), whose place it can divide in two")
-    if record.regime.size > len(LOOKS):
-        raise ShapeError(f"expected two regimes to compare; got {', '.join(map(str, record.regime))}: choose two")
-    halves = place.subgridspec(1, 2)
-    ax.set_subplotspec(halves[0])
-    right = ax.figure.add_subplot(halves[1])
-    _draw_eigenvalues(record, ax, family)
+    if record.regime.size > MOST:
+        raise ShapeError(
+            f"expected at most {MOST} regimes, which colours and markers can tell apart; got {record.regime.size} "
+            f"({', '.join(map(str, record.regime))}): choose fewer, or take the table"
+        )
+    left, right = divided(ax)
+    _draw_eigenvalues(record, left, family)
     _draw_sharpness(record, right, family)
-    return [ax, right]
+    return [left, right]
 
 
 def comparison_height(record: Comparison) -> float:
     """Height in inches that leaves every ε-sharpness a legible line."""
-    return max(2.6, 0.9 + ROW * len(_lines(record)))
+    return max(2.6, 0.9 + ROW * len(_lines(record)) * max(1.0, record.regime.size / 4))
+
+
+def regime_offsets(count: int) -> np.ndarray:
+    """Where regimes stand around the place that they share.
+
+    >>> regime_offsets(2)
+    array([-0.15,  0.15])
+    """
+    step = min(GAP, ROOM / max(1, count - 1))
+    return step * (np.arange(count) - (count - 1) / 2)
 
 
 def _draw_eigenvalues(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> None:
-    number = np.arange(1, record.pair.size + 1)
+    number, offsets = np.arange(1, record.pair.size + 1), regime_offsets(record.regime.size)
     for regime, (name, (color, marker, dash)) in enumerate(zip(record.regime, LOOKS, strict=False)):
-        x, values = number + GAP * (2 * regime - 1), record.eigenvalues[regime]
-        ax.plot(x, [over_seeds(column).mean for column in values.T], dash, color=color, linewidth=0.8)
+        x, values = number + offsets[regime], record.eigenvalues[regime]
+        means = [over_seeds(column).mean for column in values.T]
+        ax.plot(x, means, linestyle=dash, color=color, linewidth=0.8)
         certificate = record.residuals[regime], record.converged[regime]
         across = np.broadcast_to(x, values.shape)
         draw_certified(ax, across, values, *certificate, color=color, marker=marker, label=str(name))
@@ -65,19 +77,21 @@ def _draw_eigenvalues(record: Comparison, ax: Axes, family: Sequence[Comparison]
 
 
 def _draw_sharpness(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> None:
-    lines = _lines(record)
+    lines, offsets = _lines(record), regime_offsets(record.regime.size)
+    few = record.regime.size == 2
     for regime, (name, (color, marker, _)) in enumerate(zip(record.regime, LOOKS, strict=False)):
-        for y, case in ((row + GAP * (2 * regime - 1), case) for row, (_, case) in enumerate(lines) if case):
+        part = f"{name}, first-order part" if few else "first-order part"
+        for y, case in ((row + offsets[regime], case) for row, (_, case) in enumerate(lines) if case):
             values = record.sharpness[regime, :, *case]
             ax.plot(values, np.full(values.shape, y), ".", color=color, markersize=2)
             mean, std, *_ = over_seeds(values)
             ax.errorbar(mean, y, xerr=std, fmt=marker, color=color, markersize=3.5, elinewidth=0.7, label=str(name))
             first = over_seeds(record.first_order[regime, :, *case[:3]]).mean
-            ax.plot(first, y, "|", color=color, markersize=5, markeredgewidth=0.8, label=f"{name}, first-order part")
+            ax.plot(first, y, "|", color=color, markersize=5, markeredgewidth=0.8, label=part)
     set_scale(ax, "x", pooled(member.sharpness for member in family), beyond=0)
     ax.set_xlabel(axis_label(record, "sharpness"))
     _name_lines(ax, lines)
-    set_caption(ax, "bars: mean ± std over seeds", "dots: single seeds", width=48)
+    set_caption(ax, "bars: mean ± std over seeds", "dots: single seeds", smoke_text(record.conditions), width=48)
 
 
 def _lines(record: Comparison) -> list[tuple[str, Case | None]]:
@@ -101,19 +115,20 @@ def _name_lines(ax: Axes, lines: Sequence[tuple[str, Case | None]]) -> None:
 
 
 def draw_table(comparison: Comparison) -> Figure:
-    """The rows of ``sharpness_table`` as a figure.
+    """All numbers of a comparison as a figure, one line for each quantity.
 
     Args:
-        comparison: what a recipe found for both regimes over its seeds.
+        comparison: what a recipe found for its regimes over its seeds.
 
-    Raises:
-        ShapeError: the comparison has no regime ``SB`` or no regime ``LB``.
+    Returns:
+        The rows of ``sharpness_table`` where SB and LB are the regimes; for any other regimes those of
+        ``regimes_table``, turned so that each regime is a column unless there are too many for that.
 
     Example:
         >>> save_figure(draw_table(comparison), Path("table"))  # doctest: +SKIP
     """
-    rows = [("", "SB", "LB", "LB/SB"), *sharpness_table(comparison)]
-    widths = [max(len(row[column]) for row in rows) * 0.052 + 0.2 for column in range(4)]  # inches
+    rows = _pair_rows(comparison) if is_pair(comparison) else _regime_rows(comparison)
+    widths = [max(len(row[column]) for row in rows) * 0.052 + 0.2 for column in range(len(rows[0]))]  # inches
     with style():
         figure = Figure(figsize=(sum(widths), ROW * len(rows) + 0.1))
         ax = figure.add_axes((0, 0, 1, 1))
@@ -122,7 +137,21 @@ def draw_table(comparison: Comparison) -> Figure:
     return figure
 
 
-def _draw_rows(ax: Axes, rows: Sequence[Row], widths: Sequence[float]) -> None:
+def _pair_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [("", "SB", "LB", "LB/SB"), *sharpness_table(comparison)]
+
+
+def _regime_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """The table turned, a line for each of its columns, unless there are more regimes than columns."""
+    table = regimes_table(comparison)
+    rows = [tuple(table.head), *map(tuple, table.texts)]
+    if len(table.rows) > len(table.head):
+        return rows
+    (_, *names), *lines = zip(*rows, strict=True)
+    return [("", *names), *lines]
+
+
+def _draw_rows(ax: Axes, rows: Sequence[Sequence[str]], widths: Sequence[float]) -> None:
     """A table with a rule over it, under its head and under it, and no others."""
     shares = [width / sum(widths) for width in widths]
     table = ax.table([list(row) for row in rows], colWidths=shares, cellLoc="left", bbox=Bbox.unit(), edges="open")

@@ -1,5 +1,6 @@
 """Loss and accuracy along one coordinate: a training run, or a line through parameter space."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +37,17 @@ def draw_history(record: History, ax: Axes, family: Sequence[History]) -> list[A
 def draw_line(record: LineLosses, ax: Axes, family: Sequence[LineLosses]) -> list[Axes]:
     """Loss (left) and accuracy (right) against α, with the two ends of the line marked."""
     axes = _draw_curves(record, ax, family, "alpha")
+    ax.set_xlabel(alpha_label(record))
     _mark_ends(record, ax)
     set_caption(ax, *_notes(record))
     return axes
+
+
+def alpha_label(record: LineLosses) -> str:
+    """The label of the horizontal axis, with the path where it is not the straight line."""
+    straight = next(item.default for item in dataclasses.fields(LineLosses) if item.name == "path")
+    label = axis_label(record, "alpha")
+    return label if record.path == straight else f"{label};  {axis_label(record, 'path')} = {record.path}"
 
 
 def _draw_curves(record: Any, ax: Axes, family: Sequence[Any], along: str) -> list[Axes]:
@@ -84,9 +93,10 @@ def _dashes(family: Sequence[Any]) -> dict[str, Any]:
 
 
 def _mark_ends(record: LineLosses, ax: Axes) -> None:
-    ends = record.conditions.get("ends") or ("", "")
-    for alpha, name in zip((0.0, 1.0), ends, strict=True):
-        if record.alpha.min() <= alpha <= record.alpha.max():
+    ends = record.conditions.get("ends")
+    for alpha, name in zip((0.0, 1.0), ends or ("", ""), strict=True):
+        place_is_known = name or not ends  # a profile names its minimizer alone: at α = 1 there is none
+        if place_is_known and record.alpha.min() <= alpha <= record.alpha.max():
             ax.axvline(alpha, color=GREY, linewidth=0.5, zorder=0)
             ax.annotate(
                 str(name), (alpha, 1), (0, 1.5), xycoords=("data", "axes fraction"), textcoords="offset points",

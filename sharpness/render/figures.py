@@ -17,17 +17,24 @@ from sharpness.records import (
     LineLosses,
     PlaneLosses,
     ProductCost,
+    Rescaling,
     SpectralDensity,
     TraceEstimate,
+    Trajectory,
 )
 from sharpness.render.comparison import comparison_height, draw_comparison
 from sharpness.render.curves import draw_history, draw_line
+from sharpness.render.layout import label_outer, panel_grid
 from sharpness.render.markers import draw_eigenpairs, draw_epsilon_sharpness, draw_product_cost
 from sharpness.render.planes import add_colour_bar, draw_plane
+from sharpness.render.rescaling import draw_rescaling
 from sharpness.render.spectra import draw_density, draw_trace
 from sharpness.render.style import COLUMN, legend_above, legend_columns, legend_entries, set_sizes, style
+from sharpness.render.trajectories import draw_trajectory
 
 TITLE_PAD = {LineLosses: 15}  # points; the names of a line's ends stand between the title and the frame
+PAIRED = (Comparison, Rescaling)  # drawn as two panels that divide one place
+HEIGHT = 2.7  # inches
 
 
 @singledispatch
@@ -46,6 +53,8 @@ _draw_panel.register(PlaneLosses, draw_plane)
 _draw_panel.register(SpectralDensity, draw_density)
 _draw_panel.register(TraceEstimate, draw_trace)
 _draw_panel.register(Comparison, draw_comparison)
+_draw_panel.register(Trajectory, draw_trajectory)
+_draw_panel.register(Rescaling, draw_rescaling)
 _draw_panel.register(ProductCost, draw_product_cost)
 
 
@@ -54,21 +63,22 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
 
     Curves of loss and accuracy (``History``, ``LineLosses``), contours (``PlaneLosses``), eigenvalues with their
     residuals (``EigenPairs``), densities and traces (``SpectralDensity``, ``TraceEstimate``), ε-sharpness by start
-    (``EpsilonSharpness``), times (``ProductCost``), or two panels of eigenvalues and ε-sharpness (``Comparison``).
-    Holes stay holes, and what did not converge is drawn hollow.
+    (``EpsilonSharpness``) or along training (``Trajectory``), times (``ProductCost``), or two panels of eigenvalues and
+    ε-sharpness: by regime (``Comparison``), by the factor of a rescaling (``Rescaling``). Holes stay holes, and what
+    did not converge is drawn hollow.
 
     Args:
         record: what a computation returned or ``load`` read.
-        ax: where to draw; by default a new figure, one column (3.4 in) wide, two for a ``Comparison``. A
-            ``Comparison`` divides the place of ``ax``, which must therefore come from ``subplots``, in two. The legend
-            stands over ``ax``; for a title as well use ``draw_figure``.
+        ax: where to draw; by default a new figure, one column (3.4 in) wide, two for a ``Comparison`` or ``Rescaling``.
+            These divide the place of ``ax``, which must therefore come from ``subplots``, in two. The legend stands
+            over ``ax``; for a title as well use ``draw_figure``.
 
     Returns:
         The axes drawn on, the left ones where there are two; their ``figure`` can go to ``save_figure``.
 
     Raises:
-        ShapeError: a plane has fewer than two points along an axis, or a comparison more than two
-            regimes or an ``ax`` without a place to divide.
+        ShapeError: a plane has fewer than two points along an axis, a comparison more than eight regimes, or ``ax``
+            no place to divide.
         TypeError: not a record.
 
     Example:
@@ -80,7 +90,7 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
     with style():
         set_sizes(ax)
         axes = _draw_panel(record, ax, [record])
-        for group in [[panel] for panel in axes] if isinstance(record, Comparison) else [axes]:
+        for group in [[panel] for panel in axes] if isinstance(record, PAIRED) else [axes]:
             legend_above(group)
     return ax
 
@@ -88,14 +98,14 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
 def draw_figure(records: Mapping[str, Any]) -> Figure:
     """Draw several records of one kind side by side, so that they can be compared by eye.
 
-    All panels have the same axes. Planes also have the same contour levels, colours and colour bar. Comparisons,
-    which are two panels each, stand one below the other.
+    All panels have the same axes. Planes also have the same contour levels, colours and colour bar. Comparisons and
+    rescalings, which are two panels each, stand one below the other.
 
     Args:
         records: records of one kind by the name that becomes the title of their panel.
 
     Returns:
-        A figure of its own, unknown to ``pyplot``; 3.4 in wide for each panel.
+        A figure of its own, unknown to ``pyplot``; 3.4 in wide for each panel, of which at most three stand in a row.
 
     Raises:
         ShapeError: no records, or of several kinds, or a plane with fewer than two points along an axis.
@@ -119,15 +129,13 @@ def draw_figure(records: Mapping[str, Any]) -> Figure:
 
 
 def _empty_figure(family: Sequence[Any]) -> tuple[Figure, list[Axes]]:
-    if isinstance(family[0], Comparison):
-        heights = [comparison_height(record) for record in family]
+    if isinstance(family[0], PAIRED):
+        heights = [comparison_height(record) if isinstance(record, Comparison) else HEIGHT for record in family]
         figure = Figure(figsize=(2 * COLUMN, sum(heights)), layout="constrained")
         return figure, list(figure.subplots(len(family), 1, squeeze=False, height_ratios=heights).flat)
     plane = isinstance(family[0], PlaneLosses)
     # "compressed" is "constrained" without the gaps that equal aspects leave.
-    size = (len(family) * COLUMN, 2.95 if plane else 2.7)
-    figure = Figure(figsize=size, layout="compressed" if plane else "constrained")
-    return figure, list(figure.subplots(1, len(family), squeeze=False).flat)
+    return panel_grid(len(family), 2.95 if plane else HEIGHT, layout="compressed" if plane else "constrained")
 
 
 def _align(panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
@@ -138,8 +146,8 @@ def _align(panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
             limits = [limit for ax in column for limit in getattr(ax, f"get_{name}bound")()]
             for ax in column:
                 getattr(ax, f"set_{name}bound")(min(limits), max(limits))
-        for ax in () if isinstance(family[0], Comparison) else column:
-            ax.label_outer()
+    if not isinstance(family[0], PAIRED):
+        label_outer(panels)
 
 
 def _add_legend(figure: Figure, panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:

@@ -48,17 +48,32 @@ def _probe_text(record: EigenPairs) -> str:
 
 
 def draw_certified(
-    ax: Axes, x: Any, values: Any, residuals: Any, converged: Any, *, color: str, marker: str, label: str = "converged"
+    ax: Axes,
+    x: Any,
+    values: Any,
+    residuals: Any,
+    converged: Any,
+    *,
+    color: str,
+    marker: str,
+    label: str = "converged",
+    horizontal: bool = False,
 ) -> None:
-    """Values with residuals as error bars, filled where converged and hollow, named so, where not."""
+    """Values with residuals as error bars, filled where converged and hollow, named so, where not.
+
+    ``horizontal`` puts the values along the horizontal axis and ``x`` along the other.
+    """
     x, values, residuals = (np.asarray(array, dtype=float) for array in (x, values, residuals))
     converged = np.asarray(converged, dtype=bool)
     hollow = "not converged" if label == "converged" else f"{label}, not converged"
     for where, face, name in ((converged, color, label), (~converged & np.isfinite(values), "white", hollow)):
         if where.any():
+            place = {"x": x[where], "y": values[where], "yerr": residuals[where]}
+            if horizontal:
+                place = {"x": values[where], "y": x[where], "xerr": residuals[where]}
             ax.errorbar(
-                x[where], values[where], residuals[where], fmt=marker, color=color, markerfacecolor=face, label=name,
-                markersize=3.5, elinewidth=0.7, capthick=0.7,
+                **place, fmt=marker, color=color, markerfacecolor=face, label=name, markersize=3.5, elinewidth=0.7,
+                capthick=0.7,
             )  # fmt: skip
 
 

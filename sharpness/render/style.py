@@ -13,7 +13,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 COLUMN = 3.4  # inches, one column of a two-column page
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#595959"  # the first three by Okabe and Ito
+ORANGE, SKY, PURPLE, BLACK = "#E69F00", "#56B4E9", "#CC79A7", "#000000"  # by them, too; their yellow is lost on white
 LARGE, SMALL, CAPTION = 8, 7, 6  # points
+
+LOOKS: tuple[tuple[str, str, Any], ...] = (
+    (BLUE, "o", "-"),
+    (VERMILLION, "s", "--"),
+    (GREEN, "^", "-."),
+    (ORANGE, "D", ":"),
+    (PURPLE, "v", (0, (5, 1, 1, 1, 1, 1))),
+    (SKY, "P", (0, (3, 1))),
+    (BLACK, "X", (0, (1, 3))),
+    (GREY, "*", (0, (8, 3))),
+)
+"""Colour, marker and dash of training regimes that share a panel, in their order."""
 
 # Font and hash salt are fixed so that a file looks the same, byte for byte, wherever it is drawn; text is never taken
 # as mathematics because names of data sets and models may hold a dollar sign.

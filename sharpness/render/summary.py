@@ -1,6 +1,5 @@
 """The numbers of a comparison as text: mean ± standard deviation over seeds, never without what is missing."""
 
-import math
 from collections.abc import Iterator
 from itertools import product
 from typing import NamedTuple
@@ -9,33 +8,12 @@ import numpy as np
 
 from sharpness.errors import ShapeError
 from sharpness.records import Comparison, axis_label
+from sharpness.render.cells import Cell, Certified, Ratio, Summary, over_seeds, ratio_of
+from sharpness.render.notes import condition_notes
+from sharpness.render.tables import Table
 
 REGIMES = ("SB", "LB")
-MISSING = "n/a"
 Row = tuple[str, str, str, str]
-
-
-class Summary(NamedTuple):
-    """One number over the seeds. ``std`` is the sample standard deviation, NaN for fewer than two seeds."""
-
-    mean: float
-    std: float
-    known: int
-    seeds: int
-
-
-def over_seeds(values: np.ndarray) -> Summary:
-    """Mean and sample standard deviation over the seeds for which a number was computed (is not NaN).
-
-    >>> over_seeds(np.array([1.0, 3.0, np.nan]))
-    Summary(mean=2.0, std=1.4142135623730951, known=2, seeds=3)
-    """
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    if known.size == 0:
-        return Summary(math.nan, math.nan, 0, np.size(values))
-    deviates = known.size > 1 and bool(np.isfinite(known).all())
-    return Summary(float(known.mean()), float(known.std(ddof=1)) if deviates else math.nan, known.size, np.size(values))
 
 
 class Case(NamedTuple):
@@ -82,57 +60,58 @@ def sharpness_table(comparison: Comparison) -> list[Row]:
         >>> for quantity, small, large, ratio in sharpness_table(comparison):  # doctest: +SKIP
         ...     print(f"{quantity:60} {small:>20} {large:>20} {ratio:>8}")
     """
-    names = [str(regime) for regime in comparison.regime]
-    if missing := [regime for regime in REGIMES if regime not in names]:
-        raise ShapeError(
-            f"expected a comparison of SB with LB; {', '.join(missing)} is missing from its regimes {', '.join(names)}"
-        )
-    small, large = (names.index(regime) for regime in REGIMES)
-    rows = []
-    for quantity, values in _quantities(comparison):
-        note = (lambda regime: _certificate(comparison, regime)) if quantity == "λmax" else (lambda _: "")
-        left, right = over_seeds(values[small]), over_seeds(values[large])
-        rows.append(
-            (quantity, summary_text(left) + note(small), summary_text(right) + note(large), _ratio(left, right))
-        )
-    return rows
+    return [(quantity, small.text, large.text, ratio.text) for quantity, small, large, ratio in _against(comparison)]
 
 
-def summary_text(summary: Summary) -> str:
-    """``mean ± std`` with two digits of the standard deviation, or four of a mean without one.
+def comparison_table(comparison: Comparison) -> Table:
+    """The table that suits the regimes of a comparison.
 
-    >>> summary_text(Summary(12.345, 0.42, 3, 3)), summary_text(Summary(0.5, math.nan, 1, 3))
-    ('12.35 ± 0.42', '0.5 (1 of 3 seeds)')
+    Args:
+        comparison: what a recipe found for its regimes over its seeds.
+
+    Returns:
+        For SB and LB alone the rows of ``sharpness_table``; for any other regimes ``regimes_table``. The conditions
+        stand in the notes.
+
+    Example:
+        >>> save_table(comparison_table(comparison), Path("table"))  # doctest: +SKIP
     """
-    if summary.known == 0:
-        return MISSING
-    seeds = f" ({summary.known} of {summary.seeds} seeds)" if summary.known < summary.seeds else ""
-    if not math.isfinite(summary.mean):
-        return "not finite" + seeds
-    if not math.isfinite(summary.std):
-        return f"{summary.mean:.4g}" + seeds
-    return _pair_text(summary.mean, summary.std) + seeds
+    if not is_pair(comparison):
+        return regimes_table(comparison)
+    head = ("quantity", *REGIMES, "LB/SB")
+    return Table(_title(comparison), head, list(_against(comparison)), condition_notes(comparison))
 
 
-def _pair_text(mean: float, std: float) -> str:
-    largest = max(abs(mean), std)
-    exponent = _exponent(largest) if not 1e-3 <= largest < 1e5 else 0
-    mean, std, largest = (number / 10.0**exponent for number in (mean, std, largest))
-    if std == 0:
-        return f"{mean:.4g} ± 0" if not exponent else f"({mean:.4g} ± 0)e{exponent:+03d}"
-    # Two digits of the deviation, but no more than six of the mean: beyond them is the rounding of float32.
-    decimals = max(0, min(5 - _exponent(largest), 1 - _exponent(std)))
-    text = f"{mean:.{decimals}f} ± {std:.{decimals}f}"
-    return f"({text})e{exponent:+03d}" if exponent else text
+def is_pair(comparison: Comparison) -> bool:
+    """Whether SB and LB are the regimes, and there are no others."""
+    return sorted(map(str, comparison.regime)) == sorted(REGIMES)
 
 
-def _exponent(number: float) -> int:
-    """The power of ten of a number rounded to two digits: 0 for 1 and for 0.999."""
-    return int(f"{number:.1e}".split("e")[1])
+def regimes_table(comparison: Comparison) -> Table:
+    """Any number of training regimes, one row each.
+
+    Args:
+        comparison: what a recipe found for its regimes over its seeds.
+
+    Returns:
+        Columns as the rows of ``sharpness_table``, after λmax its certificate: the largest residual over the seeds
+        and how many did not converge. First come the batch size and, for regimes that begin at an iterate of another,
+        the epochs before, where the record has them.
+    """
+    columns: dict[str, list[Cell]] = {"regime": [str(name) for name in comparison.regime]}
+    for name, values in (("batch size", comparison.batch_size), ("epochs before", comparison.warm_epochs)):
+        if values is not None and np.any(values):
+            columns[name] = [int(value) for value in values]
+    for quantity, values in quantities(comparison):
+        columns[quantity] = [over_seeds(row) for row in values]
+        if quantity == "λmax":
+            columns["certificate of λmax"] = [certified(comparison, row).certificate for row in range(len(values))]
+    rows = list(zip(*columns.values(), strict=True))
+    return Table(_title(comparison), tuple(columns), rows, condition_notes(comparison))
 
 
-def _quantities(record: Comparison) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and values of shape (regime, seed) of every row."""
+def quantities(record: Comparison) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and values of shape (regime, seed) of everything that was measured."""
     for index, split in enumerate(record.split):
         yield f"{split} {axis_label(record, 'loss')}", record.loss[:, :, index]
     for index, split in enumerate(record.split):
@@ -149,17 +128,29 @@ def _quantities(record: Comparison) -> Iterator[tuple[str, np.ndarray]]:
         yield axis_label(record, name), np.asarray(getattr(record, name))
 
 
-def _certificate(record: Comparison, regime: int) -> str:
-    """What bounds the error of λmax, and whether the bound was met."""
-    known = ~np.isnan(record.eigenvalues[regime, :, 0])
-    if not known.any():
-        return ""
-    largest = np.max(record.residuals[regime, known, 0])
+def certified(record: Comparison, regime: int) -> Certified:
+    """λmax of one regime with what bounds its error."""
+    values = record.eigenvalues[regime, :, 0]
+    known = ~np.isnan(values)
     failed = int(np.sum(np.asarray(record.converged)[regime, known, 0] == 0))
-    seeds = f": {failed} of {known.sum()}" if known.sum() > 1 else ""
-    return f" (residual ≤ {largest:.2g}" + (f"; not converged{seeds})" if failed else ")")
+    return Certified(over_seeds(values), float(np.max(record.residuals[regime, known, 0], initial=0.0)), failed)
 
 
-def _ratio(small: Summary, large: Summary) -> str:
-    defined = math.isfinite(small.mean) and math.isfinite(large.mean) and small.mean != 0
-    return f"{large.mean / small.mean:#.3g}".rstrip(".") if defined else MISSING
+def _against(record: Comparison) -> Iterator[tuple[str, Summary | Certified, Summary | Certified, Ratio]]:
+    """The rows of SB against LB."""
+    names = [str(regime) for regime in record.regime]
+    if missing := [regime for regime in REGIMES if regime not in names]:
+        raise ShapeError(
+            f"expected a comparison of SB with LB; {', '.join(missing)} is missing from its regimes {', '.join(names)}"
+        )
+    small, large = (names.index(regime) for regime in REGIMES)
+    for quantity, values in quantities(record):
+        left, right = over_seeds(values[small]), over_seeds(values[large])
+        if quantity == "λmax":
+            yield quantity, certified(record, small), certified(record, large), ratio_of(left, right)
+        else:
+            yield quantity, left, right, ratio_of(left, right)
+
+
+def _title(record: Comparison) -> str:
+    return f"{record.recipe}: mean ± sample standard deviation over {record.seed.size} seeds"
