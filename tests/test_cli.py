@@ -287,7 +287,7 @@ def test_bench_of_a_problem_measures_that(foreign: Foreign) -> None:
 
 
 def test_bench_of_what_is_not_there_is_refused(foreign: Foreign) -> None:
-    assert refused(invoke("bench", "--model", "vgg"), 2, "digits-mlp, keskar-f1")
+    assert refused(invoke("bench", "--model", "vgg"), 2, "digits-mlp, mlp, keskar-f1")
     assert refused(invoke("bench", "--problem", foreign.problem("nobody")), 2, "nobody")
     assert invoke("bench", "--repeats", 0).code == 2
     assert invoke("bench", "--examples", -3).code == 2

@@ -40,7 +40,7 @@ class Rescale:
     """
 
     experiment: Experiment
-    factors: tuple[float, ...] = tuple(2.0**power for power in range(-5, 6))
+    factors: tuple[float, ...] = (0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
     layers: tuple[str, str] = ("0", "2")
 
     def __post_init__(self) -> None:
