@@ -75,9 +75,9 @@ def recipes(common: Common, terminal: Terminal) -> None:  # noqa: ARG001
     from sharpness.recipes import RECIPES
 
     rows = [
-        (recipe.name if first else "", recipe.summary if first else "", name, scale.cost)
+        ("" if number else recipe.name, "" if number else recipe.summary, name, scale.cost)
         for recipe in RECIPES.values()
-        for first, (name, scale) in zip((True, False, False), recipe.scales.items(), strict=False)
+        for number, (name, scale) in enumerate(recipe.scales.items())
     ]
     terminal.table("recipes, each with its usual scale first", ("name", "what", "scale", "cost"), rows)
     terminal.result(
@@ -102,12 +102,10 @@ def train(
     scale: ScaleName = None,
 ) -> None:
     """Run the training stage of a recipe alone."""
-    from sharpness.recipes import Experiment, train_regimes
+    from sharpness.recipes import train_regimes
 
     chosen = _recipe(recipe, common, trials, scale)
     place = _place(common, terminal, chosen.name, data_dir)
-    if not isinstance(chosen.experiment, Experiment):
-        raise ShapeError(f"expected a recipe that trains; {chosen.name} does not. Use sharpness run {chosen.name}.")
     _, done = train_regimes(chosen.name, chosen.chosen, chosen.experiment, place)
     rows = [
         (str(seed), regime, str(end.metadata["epochs"]), end.metadata["stopped"])

@@ -24,7 +24,7 @@ from sharpness.params import ParamSpace, Point
 from sharpness.recipes.analysis import Analysis, AnalysisPlan, Report, analyse, measured_on, no_report
 from sharpness.recipes.grids import resumed_line, resumed_plane
 from sharpness.recipes.registry import recipe_problem
-from sharpness.recipes.run_folder import claim
+from sharpness.recipes.run_folder import claim, defaults_of
 from sharpness.records import LineLosses, PlaneLosses
 
 
@@ -114,7 +114,8 @@ def analyse_checkpoints(
     data = {split: objective.fingerprint for split, objective in next(iter(every.values())).items()}
     settings = {"plan": dataclasses.asdict(plan), "problem": _identity(problem), "seed": seed}
     place = {"device": device, "dtype": str(dtype)}
-    claim(out, {"command": "analyze", "theta": thetas, "data": data, **settings, **place})
+    configuration = {"command": "analyze", "theta": thetas, "data": data, **settings, **place}
+    claim(out, configuration, {"plan": defaults_of(plan)})
     results = {}
     for name, (made, point) in opened.items():
         part = whole = every[name]

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from sharpness.recipes.analysis import AnalysisPlan
-from sharpness.recipes.experiment import Experiment
-from sharpness.recipes.keskar import FEW, NARROW, smoke
+from sharpness.recipes.experiment import Experiment, smoke
+from sharpness.recipes.keskar import BARE, FEW, NARROW, SWEEP
 from sharpness.recipes.recipe import Recipe, Scale
 from sharpness.recipes.rescaling import Rescale, rescale
 from sharpness.training import TrainingPlan
@@ -34,11 +34,11 @@ DINH = Recipe(
     "One function, any sharpness: two layers of a ReLU network rescaled by α and 1/α (Dinh et al. 2017)",
     {
         "reduced": Scale(
-            "the digits, 11 factors: about a minute on two cores",
+            "the digits, 11 factors: half a minute",
             Rescale(_one("digits", TrainingPlan(16, 60, schedule="cosine"))),
         ),
         "paper": Scale(
-            "MNIST, three layers of 512, 11 factors",
+            "MNIST, three layers of 512, 11 factors: about half an hour on one core (estimated)",
             Rescale(
                 _one(
                     "mnist",
@@ -93,7 +93,7 @@ LI = Recipe(
     "SB 128 against LB 8,192 without and with weight decay, VGG-9: raw lines, filter-normalised ones (Li et al. 2018)",
     {
         "reduced": Scale(
-            "2,000 images of CIFAR-10, a quarter of the width, SB 8, LB 328, 60 epochs, 1 trial",
+            "2,000 images, a quarter of the width, SB 8, LB 328, 60 epochs, 1 trial: about 20 min (estimated)",
             Experiment(
                 "cifar10",
                 "vgg9",
@@ -108,7 +108,7 @@ LI = Recipe(
             ),
         ),
         "paper": Scale(
-            "50,000 images, SB 128, LB 8,192, 300 epochs, 5 trials: for a GPU",
+            "50,000 images, SB 128, LB 8,192, 300 epochs, 5 trials: for a GPU (not measured)",
             Experiment(
                 "cifar10",
                 "vgg9",
@@ -153,7 +153,6 @@ def adapted(small: TrainingPlan, batch_size: int | float, ratio: float, ghost: i
             "LB-ghost": replace(large, **parts),
             "LB-all": replace(large, **more, **rate, **parts),
         },
-        "lines": (),
     }
 
 
@@ -169,28 +168,30 @@ HOFFER = Recipe(
     "LB trained for as many steps, with rate ∝ √batch and ghost batch norm closes the gap: F1 (Hoffer et al. 2017)",
     {
         "reduced": Scale(
-            "6,000 images of MNIST, SB 26, LB 416, 20 epochs (longer: 320), 2 trials",
+            "6,000 images of MNIST, SB 26, LB 416, 20 epochs (longer: 320), 2 trials: about half an hour (estimated)",
             Experiment(
                 "mnist",
                 "keskar-f1",
                 **adapted(_base(26, 20, (5, 10, 15)), 416, 16, 26, 16),
                 train_examples=6000,
                 trials=2,
-                analysis=FEW,
                 threads=1,
+                **SWEEP,
             ),
         ),
         "paper": Scale(
-            "60,000 images, SB 256, LB 4,096, 50 epochs (longer: 800), 5 trials: for a GPU",
+            "60,000 images, SB 256, LB 4,096, 50 epochs (longer: 800), 5 trials: for a GPU (not measured)",
             Experiment(
                 "mnist",
                 "keskar-f1",
                 **adapted(_base(256, 50, (10, 20, 30)), 4096, 16, 128, 16),
                 trials=5,
-                analysis=FEW,
+                **SWEEP,
             ),
         ),
-        "smoke": Scale("seconds", smoke("digits", "keskar-f1", **adapted(_base(6, 2, (1,)), 30, 5, 10, 2), **NARROW)),
+        "smoke": Scale(
+            "seconds", smoke("digits", "keskar-f1", **adapted(_base(6, 2, (1,)), 30, 5, 10, 2), **BARE, **NARROW)
+        ),
     },
 )
 

@@ -18,7 +18,7 @@ from sharpness.random import normal
 from sharpness.recipes.analysis import AnalysisPlan
 from sharpness.training import TrainingPlan
 
-SCHEMES = ("pytorch", "glorot")
+SCHEMES, STATISTICS = ("pytorch", "glorot"), ("running", "recomputed")
 AT = "@"  # between a regime and an epoch of it
 
 
@@ -30,6 +30,9 @@ class Experiment:
         data: a name in ``sharpness.data.DATASETS``.
         model: a name in ``sharpness.models.MODELS``.
         regimes: how each minimizer is trained, by a short name: ``SB`` small batch, ``LB`` large batch, …
+        statistics: batch-norm statistics of the minimizers: ``"running"``, as training leaves them, or ``"recomputed"``
+            over the training data. The running ones lag behind after few steps, as large batches take. Histories and
+            kept iterates have the running ones.
         starts: regimes that begin at an iterate of an earlier one, as ``{"LB-from-5": "SB@5"}`` (with a new optimizer);
             all others begin at the seed's own starting point.
         model_options: of the builder, as ``{"conv_dropout": False}``.
@@ -44,8 +47,8 @@ class Experiment:
         plane_points: points along each axis of the planes around every minimizer of the first seed, along two
             filter-normalised random directions, α and β in [-1, 1]. 0: none.
         profile_points: the same along one such direction, every seed.
-        kept_epochs: epochs after which the iterate is kept.
-        followed: regimes whose ε-sharpness is measured at every kept iterate of the first seed.
+        kept_epochs: epochs after which iterates are kept: of regimes at which others start, and of those followed.
+        followed: regimes whose ε-sharpness is measured at every kept iterate, and at the end, of the first seed.
         threads: of the CPU; 0 leaves PyTorch's own number. The last bits of results depend on it, and small networks
             gain nothing from more than one.
     """
@@ -56,6 +59,7 @@ class Experiment:
     starts: Mapping[str, str] = field(default_factory=dict)
     model_options: Mapping[str, Any] = field(default_factory=dict)
     initialisation: str = "pytorch"
+    statistics: str = "running"
     train_examples: int = 0
     test_examples: int = 0
     trials: int = 3
@@ -80,6 +84,9 @@ class Experiment:
                 ("model", self.model, f"one of {', '.join(MODELS)}", self.model in MODELS),
                 ("regimes", known, "one or more", bool(known)),
                 ("lines, followed", named, f"of the regimes {', '.join(known)}", set(named) <= set(known)),
+                ("line_points, curve_points", points[:2], "0 without lines", bool(self.lines) or not any(points[:2])),
+                ("followed", self.followed, "kept_epochs to follow", not self.followed or bool(self.kept_epochs)),
+                ("statistics", self.statistics, "running or recomputed", self.statistics in STATISTICS),
                 ("starts", dict(self.starts), f"REGIME{AT}EPOCH, earlier and kept", self._starts_fit(known)),
                 ("initialisation", self.initialisation, "pytorch or glorot", self.initialisation in SCHEMES),
                 ("trials", self.trials, ">= 1", self.trials >= 1),
@@ -96,6 +103,12 @@ class Experiment:
     @property
     def _sizes_fit(self) -> bool:
         return self.train_examples >= 0 and self.test_examples >= 0
+
+    def kept(self, regime: str, seed: int) -> set[int]:
+        """The epochs of a regime whose iterates are needed later."""
+        sources = (start.partition(AT) for start in self.starts.values())
+        needed = {int(epoch) for before, _, epoch in sources if before == regime}
+        return needed | set(self.kept_epochs if regime in self.followed and seed == self.seed else ())
 
     def _starts_fit(self, known: list[str]) -> bool:
         for regime, start in self.starts.items():
@@ -127,6 +140,22 @@ class Experiment:
     def warm_epochs(self, regime: str) -> int:
         """Epochs of another regime that lie before this one."""
         return int(self.starts.get(regime, f"{AT}0").partition(AT)[2])
+
+
+QUICK = AnalysisPlan(eigenpairs=1, tolerance=0.05, subspace=3, iterations=2, restarts=1, examples=20)
+
+
+def smoke(data: str, model: str, regimes: Mapping[str, TrainingPlan], **changes: Any) -> Experiment:
+    """Everything that a recipe does, on next to nothing."""
+    given: dict[str, Any] = {
+        "train_examples": 60,
+        "test_examples": 30,
+        "trials": 1,
+        "analysis": QUICK,
+        "line_points": 4,
+        "threads": 1,
+    }
+    return Experiment(data=data, model=model, regimes=regimes, **{**given, **changes})
 
 
 def _laid_out(inputs: torch.Tensor) -> torch.Tensor:

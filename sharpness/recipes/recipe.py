@@ -27,7 +27,7 @@ class Recipe:
     Args:
         name, summary: what the command line shows.
         scales: by name, the usual one first: ``smoke`` (seconds, for trying and tests), ``reduced`` (two cores),
-            ``paper`` (everything as published).
+            ``paper`` (the size of the publication).
         run: ``(name, scale, parameters, place) → record``.
         scale: the one chosen; default: the first.
     """
@@ -63,8 +63,11 @@ class Recipe:
 
     @property
     def experiment(self) -> Experiment:
-        """The part of the parameters that says what is trained."""
-        return getattr(self.parameters, "experiment", self.parameters)
+        """The part of the parameters that says what is trained, or ``ShapeError`` where nothing is."""
+        experiment = getattr(self.parameters, "experiment", self.parameters)
+        if not isinstance(experiment, Experiment):
+            raise ShapeError(f"expected a recipe that trains, for sharpness train, --trials or --seed; got {self.name}")
+        return experiment
 
     def with_parameters(self, parameters: Any) -> Recipe:
         """The recipe with other parameters at the chosen scale."""
@@ -76,8 +79,6 @@ class Recipe:
         given: dict[str, Any] = {n: value for n, value in (("trials", trials), ("seed", seed)) if value is not None}
         if not given:
             return self
-        if not isinstance(self.experiment, Experiment):
-            raise ShapeError(f"expected neither --trials nor --seed for {self.name}, which trains nothing")
         changed = dataclasses.replace(self.experiment, **given)
         whole = self.parameters
         return self.with_parameters(

@@ -74,9 +74,10 @@ def override(parameters: Any, changes: Mapping[str, Any], place: str = "") -> An
         elif dataclasses.is_dataclass(current := getattr(parameters, name)):
             values[name] = override(current, _table(value, f"{place}{name}"), f"{place}{name}.")
         elif name == "regimes":
-            values[name] = _changed_entries(current, _table(value, f"{place}{name}"), f"{place}{name}.")
+            known = values.get(name, current)
+            values[name] = _changed_entries(known, _table(value, f"{place}{name}"), f"{place}{name}.")
         elif _fits(value, kinds[name]):
-            values[name] = _tuples(value)
+            values[name] = {**current, **value} if isinstance(value, Mapping) else _tuples(value)
         else:
             raise SchemaError(f"expected {place}{name} as {_name(kinds[name])}, like {current!r}; got {value!r}")
     return dataclasses.replace(parameters, **values)

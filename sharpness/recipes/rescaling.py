@@ -33,7 +33,8 @@ class Rescale:
     """Parameters of the rescaling.
 
     Args:
-        experiment: trains the network that is rescaled, in its first regime, with its first seed.
+        experiment: trains the network that is rescaled: one regime, one trial. Of its analysis, tolerance, the first ε,
+            iterations, restarts and examples count.
         factors: α, each > 0; 1 is the network as it was trained.
         layers: names of two layers with nothing but ReLU between them; weights and bias of the first are multiplied by
             α, the weights of the second by 1/α.
@@ -46,6 +47,11 @@ class Rescale:
     def __post_init__(self) -> None:
         if not self.factors or min(self.factors) <= 0:
             raise ShapeError(f"expected factors > 0; got {self.factors}")
+        if self.experiment.trials != 1 or len(self.experiment.regimes) != 1:
+            raise ShapeError(
+                f"expected one trial of one regime, whose network is rescaled; got {self.experiment.trials} trials "
+                f"of {', '.join(self.experiment.regimes)}. Choose another network with --seed."
+            )
 
 
 @final
@@ -181,7 +187,7 @@ def _diagonal(space: ParamSpace, layers: tuple[str, str], factor: float) -> torc
 
 def _template(name: str, scale: str, parameters: Rescale, objective: Objective) -> Rescaling:
     """The record before anything is measured."""
-    plan, count = parameters.experiment.analysis, len(parameters.factors)
+    experiment, plan, count = parameters.experiment, parameters.experiment.analysis, len(parameters.factors)
     columns = [
         item.name
         for item in dataclasses.fields(Rescaling)
@@ -193,6 +199,15 @@ def _template(name: str, scale: str, parameters: Rescale, objective: Objective) 
         epsilon=plan.epsilons[0],
         layers=" and ".join(parameters.layers),
         recipe=name,
-        conditions={**objective.conditions, "scale": scale, "model": parameters.experiment.model},
+        conditions={
+            **objective.conditions,
+            "scale": scale,
+            "data": experiment.data,
+            "train_examples": objective.examples,
+            "model": experiment.model,
+            "model_options": dict(experiment.model_options),
+            "iterations": plan.iterations,
+            "restarts": plan.restarts,
+        },
         **{column: np.full(count, np.nan) for column in columns},
     )

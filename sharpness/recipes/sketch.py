@@ -70,6 +70,6 @@ def sketch(name: str, scale: str, parameters: Sketch, place: Place) -> LineLosse
 SKETCH = Recipe(
     "keskar-sketch",
     "Flat and sharp minima of a function of one number (Figure 1)",
-    {"paper": Scale("a second", Sketch())},
+    {"paper": Scale("a second", Sketch()), "smoke": Scale("a second", Sketch(points=31))},
     sketch,
 )

@@ -1,6 +1,6 @@
 """The default recipe: a minute on two cores, on data that come with the package."""
 
-from sharpness.recipes.experiment import Experiment
+from sharpness.recipes.experiment import Experiment, smoke
 from sharpness.recipes.recipe import Recipe, Scale
 from sharpness.training import TrainingPlan
 
@@ -22,6 +22,10 @@ DIGITS = Recipe(
                 plane_points=21,
                 threads=1,
             ),
-        )
+        ),
+        "smoke": Scale(
+            "seconds",
+            smoke("digits", "digits-mlp", {"SB": TrainingPlan(6, 2), "LB": TrainingPlan(0.5, 2)}, plane_points=3),
+        ),
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ from sharpness.recipes.comparison import compare
 from sharpness.recipes.experiment import AT, Experiment, Trial, cpu_threads
 from sharpness.recipes.grids import resumed_line, resumed_plane
 from sharpness.recipes.run_folder import claim, defaults_of, stored
-from sharpness.recipes.trajectory import follow, iterate_file
+from sharpness.recipes.trajectory import MINIMIZER, follow, iterate_file
 from sharpness.records import Comparison
 from sharpness.training import history_template, train
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how a run computes and reports; the last three have no influence on what is computed."""
+    """Where and how a run computes and reports; the last two have no influence on what is computed."""
 
     out: Path
     device: str = "cpu"
@@ -95,8 +96,7 @@ def _trial(parameters: Experiment, data: Data, seed: int, about: Mapping[str, An
         start.save(folder / "start.safetensors")
     ends = {}
     for regime in parameters.regimes:
-        begun = _begun(problem, parameters.starts.get(regime), folder)
-        ends[regime] = _trained(begun, parameters, regime, folder / regime, seed, about, place)
+        ends[regime] = _trained(problem, parameters, regime, folder, seed, about, place)
     return Trial(start, ends)
 
 
@@ -107,29 +107,34 @@ def _begun(problem: Problem, start: str | None, folder: Path) -> Problem:
     regime, _, epoch = start.partition(AT)
     file = iterate_file(folder / regime, int(epoch))
     if not file.exists():
-        raise ShapeError(f"expected {regime} to have trained for {epoch} epochs, to begin there; it stopped before")
-    load_minimizer(file).load_into(problem.model)
-    return problem
+        raise ShapeError(
+            f"expected the iterate of {regime} after {epoch} epochs in {file}, to begin there; it is not there. "
+            f"Did {regime} stop before? Give it patience = 0, or begin earlier."
+        )
+    model = copy.deepcopy(problem.model)
+    load_minimizer(file).load_into(model)
+    return dataclasses.replace(problem, model=model)
 
 
 def _trained(
     problem: Problem,
     parameters: Experiment,
     regime: str,
-    folder: Path,
+    trial: Path,
     seed: int,
     about: Mapping[str, Any],
     place: Place,
 ) -> Minimizer:
     """One minimizer, from its file or by training (on)."""
-    file, state, rows = (folder / name for name in ("minimizer.safetensors", "training.safetensors", "history.h5"))
+    folder, kept = trial / regime, parameters.kept(regime, seed)
+    file, state, rows = (folder / name for name in (MINIMIZER, "training.safetensors", "history.h5"))
 
     def keep(epoch: int, iterate: Minimizer) -> None:
-        if epoch in parameters.kept_epochs:
+        if epoch in kept:
             iterate.save(iterate_file(folder, epoch))
 
     if not (file.exists() and rows.exists() and store.load(rows).stopped):  # a history is finished last
-        plan = parameters.regimes[regime]
+        plan, problem = parameters.regimes[regime], _begun(problem, parameters.starts.get(regime), trial)
         objectives, _ = problem.objectives(device=place.device)
         with store.begin(rows, {"history": history_template(objectives, plan)})["history"] as journal:
             end, history = train(
@@ -143,11 +148,19 @@ def _trained(
                 keep=keep,
                 progress=place.report(f"seed {seed} {regime}: training"),
             )
+        if parameters.statistics == "recomputed":
+            end = _with_statistics(end, objectives["train"])
         end.save(file)
         store.save(history, rows)
     if state.exists():
         state.unlink()
     return load_minimizer(file)
+
+
+def _with_statistics(end: Minimizer, objective: Objective) -> Minimizer:
+    """The minimizer with batch-norm statistics re-estimated over the training data."""
+    found = objective.with_statistics(end.point).buffers or {}
+    return dataclasses.replace(end, buffers={name: found.get(name, t).to(t) for name, t in end.buffers.items()})
 
 
 def _analyse(

@@ -19,6 +19,8 @@ from sharpness.records import Trajectory
 
 MEASURES = ("sharpness", "stronger", "first_order", "gradient_norm", "weight_norm", "distance")
 
+MINIMIZER = "minimizer.safetensors"
+
 
 def iterate_file(folder: Path, epoch: int) -> Path:
     """Where the iterate after an epoch is kept."""
@@ -40,12 +42,15 @@ def follow(
     progress: Progress,
 ) -> Trajectory:
     """Loss, accuracy and ε-sharpness (largest ε of the plan, full space, its first batch-norm treatment) of the
-    iterates kept in ``folder``, into ``folder/trajectory.h5``, going on with what it holds."""
-    kept = [epoch for epoch in epochs if iterate_file(folder, epoch).exists()]
-    file = folder / "trajectory.h5"
+    iterates kept in ``folder`` and of the minimizer there, into ``folder/trajectory.h5``, going on with what it holds.
+    """
+    iterates = {epoch: iterate_file(folder, epoch) for epoch in epochs}
+    iterates = {epoch: kept for epoch, kept in iterates.items() if kept.exists()}
+    iterates[load_minimizer(folder / MINIMIZER).metadata["epochs"]] = folder / MINIMIZER
+    kept, file = sorted(iterates), folder / "trajectory.h5"
     with store.begin(file, {"trajectory": _template(objectives, kept, plan)})["trajectory"] as journal:
         for row in np.flatnonzero(journal.status == PENDING):
-            iterate = load_minimizer(iterate_file(folder, kept[row]))
+            iterate = load_minimizer(iterates[kept[row]])
             journal.commit(int(row), _measured(objectives, iterate, start, plan, seed))
             progress(int((journal.status != PENDING).sum()), len(kept), f"epoch {kept[row]}")
     return store.load(file)

@@ -45,7 +45,7 @@ def _draw_curvatures(record: Rescaling, ax: Axes) -> None:
     ax.plot(record.factor, predicted, "-", color=BLUE, linewidth=0.9, label="λmax, predicted")
     measured, residual = (holes(values, record.status) for values in (record.eigenvalue, record.residual))
     ax.errorbar(
-        record.factor, measured, residual, fmt="o", color=BLUE, markerfacecolor="white", markersize=4, elinewidth=0.7,
+        record.factor, measured, residual, fmt="o", color=BLUE, markersize=4, elinewidth=0.7,
         label="λmax, measured",
     )  # fmt: skip
     curvature = holes(record.filter_curvature, record.status)
@@ -76,6 +76,5 @@ def _draw_sharpnesses(record: Rescaling, ax: Axes) -> None:
             color=color,
             markersize=3.5,
             linewidth=0.9,
-            markerfacecolor="white",
             label=label,
         )
