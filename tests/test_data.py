@@ -163,7 +163,7 @@ def test_no_folder_at_all_is_refused_and_both_ways_told(monkeypatch, value):
     monkeypatch.delenv("SHARPNESS_DATA", raising=False)
     if value is not None:
         monkeypatch.setenv("SHARPNESS_DATA", value)
-    with pytest.raises(DataError, match="argument or name it in the environment variable SHARPNESS_DATA"):
+    with pytest.raises(DataError, match=r"--data-dir \(in Python folder=\) or in the .* SHARPNESS_DATA"):
         data_folder(None)
 
 
@@ -622,6 +622,9 @@ def hostile(marker: Path) -> dict[str, tuple[bytes, str]]:
     system = f"{os.system.__module__}\nsystem\n".encode()
     wanted = f"wants to call '{os.system.__module__}.system'"
     write = f"open({str(marker)!r}, 'w').close()"
+    text, latin = b"X" + struct.pack("<i", 20_000) + b"a" * 20_000 + b"q\0", b"X\6\0\0\0latin1q\1"
+    bomb = b"\x80\x02" + text + latin + b"c_codecs\nencode\nq\2"
+    beyond = "wants to encode more bytes than it has"
     return {
         "os.system": (python3(Reduced(os.system, shell)), wanted),
         "os.system in protocol 4": (pickle.dumps(Reduced(os.system, shell), 4), wanted),
@@ -647,6 +650,22 @@ def hostile(marker: Path) -> dict[str, tuple[bytes, str]]:
         "a key of nested tuples": (b"\x80\x02}N" + b"\x85" * 35_000 + b"Ns.", "has a tuple as the key of a dict"),
         "keys of nested tuples": (b"\x80\x02}(N" + b"\x85" * 35_000 + b"Nu.", "has a tuple as the key of a dict"),
         "a set": (b"\x80\x04\x8f(N" + b"\x85" * 35_000 + b"\x90.", "damaged or of another kind (KeyError)"),
+        "one text encoded 400 times": (bomb + b"h\2h\0h\1\x86R" * 400 + b".", beyond),
+        "one text encoded twice": (bomb + b"h\2h\0h\1\x86R" * 2 + b".", beyond),
+        "one text encoded by OBJ": (bomb + b"(h\2h\0h\1o" * 400 + b".", beyond),
+        "one pair of arguments for all calls": (bomb + b"h\0h\1\x86q\3" + b"h\2h\3R" * 400 + b".", beyond),
+        "what is encoded and thrown away": (bomb + b"h\2h\0h\1\x86R0" * 400 + b".", beyond),
+        "one name called by two routes": (
+            bomb + b"c_codecs\nencode\nh\0h\1\x86R0(h\0h\1i_codecs\nencode\n.",
+            beyond,
+        ),
+        "a text of arguments": (bomb + b"cnumpy\nndarray\nh\0R.", "other arguments than up to 3 in a tuple"),
+        "a list of arguments": (bomb + b"h\2](h\0h\1eR.", "other arguments than up to 3 in a tuple"),
+        "many arguments": (bomb + b"cnumpy\nndarray\n(" + b"N" * 4 + b"tR.", "other arguments than up to 3"),
+        "a text of arguments for a class": (
+            bomb + b"cnumpy\nndarray\nh\0\x81.",
+            "damaged or of another kind (KeyError)",
+        ),
         "an enormous memo": (b"\x80\x02Nr" + struct.pack("<I", 2**23) + b".", "None instead of a dict"),
     }
 
@@ -665,6 +684,15 @@ def test_a_hostile_pickle_is_refused_and_nothing_executed(python_cifar, tmp_path
     assert not marker.exists()
     assert peak < 2**22
     assert not hasattr(pickled.StoredArray, "a")
+
+
+@pytest.mark.parametrize("protocol", range(pickled.PROTOCOL + 1))
+@pytest.mark.parametrize("value", [b"a" * 1000, b"\xff" * 1000, bytes(range(256)) * 4])
+def test_all_bytes_that_a_file_holds_are_read(value, protocol):
+    for stored in (value, [value, value, bytes(list(value)), *(bytes([number]) for number in value)]):
+        content = pickle.dumps(stored, protocol)
+        for _ in range(2):  # what one reading has encoded does not count for the next
+            assert pickled.load(content) == stored
 
 
 @pytest.mark.parametrize("attack", [name for name in hostile(Path("marker")) if "system" in name or name == "eval"])

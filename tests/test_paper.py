@@ -28,15 +28,17 @@ from sharpness.render import (
 )
 from sharpness.render.cells import Reported, over_seeds
 from sharpness.render.paper.orderings import generalises_worse, ordering, sharper
+from sharpness.render.paper.runs import Run, run_notes
 from sharpness.render.published import (
     ACCURACY,
-    DATA,
     DISTANCE_RATIO,
     LI_TEST_ERRORS,
+    NETWORKS,
     SHARPNESS,
     published_gap,
     published_sharpness,
 )
+from sharpness.render.summary import Case
 from sharpness.render.tables import comma_separated, latex, markdown
 
 SPLITS = np.array(["train", "test"])
@@ -44,8 +46,14 @@ NAN = float("nan")
 TRIALS = 3
 REDUCED = {
     "scale": "reduced", "data": "mnist", "model": "keskar-f1", "train_examples": 6000, "batchnorm": "eval",
-    "measured_on": "6000 training examples", "analysis": {"iterations": 10, "restarts": 2}, "probe_passed": True,
+    "measured_on": "6000 training examples", "analysis": {"iterations": 10, "restarts": 2, "subspace": 100},
+    "probe_passed": True, "model_options": {}, "statistics": "running",
 }  # fmt: skip
+NARROW = {
+    **REDUCED, "data": "cifar10", "model": "keskar-c1", "model_options": {"width": 0.25}, "statistics": "recomputed",
+    "train_examples": 1500,
+}  # fmt: skip
+SMOKE = {**NARROW, "scale": "smoke", "analysis": {"subspace": 3}}
 
 
 def spread(means, *, trials=TRIALS, share=0.1):
@@ -166,8 +174,8 @@ def make_warm_start(runs):
         store.save(history(30, 0.98, 0.5), runs / "keskar-warm-start" / f"seed-{seed}" / "SB" / "history.h5")
 
 
-def make_li(runs):
-    make_regimes(runs, "li-weight-decay", DECAYS)
+def make_li(runs, **changes):
+    make_regimes(runs, "li-weight-decay", DECAYS, **changes)
     for seed in range(TRIALS):
         folder = runs / "li-weight-decay" / f"seed-{seed}"
         store.save(line(points=31), folder / "line-SB-LB.h5")
@@ -182,7 +190,7 @@ def runs(tmp_path_factory):
     """Runs of F1 and C1, and of every other recipe that a figure needs."""
     folder = tmp_path_factory.mktemp("runs")
     make_network(folder)
-    make_network(folder, "keskar-c1", sharpness=[30, 20], conditions={**REDUCED, "data": "cifar10", "scale": "smoke"})
+    make_network(folder, "keskar-c1", sharpness=[30, 20], conditions=SMOKE)
     sizes = (16, 32, 64, 128, 256, 600, 1500, 6000)
     make_regimes(folder, "keskar-batch-sizes", [str(size) for size in sizes], batch_size=np.array(sizes))
     make_warm_start(folder)
@@ -299,9 +307,12 @@ def test_accuracy_is_the_mean_to_the_epoch_that_all_trials_reached(runs):
 def test_captions_say_scale_trials_smoke_and_what_is_missing(runs):
     for name in ("keskar-2", "keskar-3", "keskar-6", "keskar-7"):
         words, _, _ = drawn(name, runs)
-        caption = next(text for text in words if "F1: mnist" in text)
-        assert "F1: mnist, reduced scale, 3 trials" in caption
-        assert "C1: cifar10, smoke scale, 3 trials" in caption
+        caption = next(text for text in words if "F1: data" in text)
+        assert "F1: data mnist, model keskar-f1, 6,000 training examples, reduced scale, 3 trials" in caption
+        assert (
+            "C1: data cifar10, model keskar-c1 (width 0.25), 1,500 training examples, "
+            "recomputed batch-norm statistics, smoke scale, 3 trials"
+        ) in caption
         assert "smoke scale: a test of the program, not a result" in caption
         assert "no finished run of F2, C2, C3, C4" in caption
 
@@ -318,15 +329,6 @@ def test_batch_sizes_stand_on_a_logarithmic_axis_with_every_trial(runs):
         np.testing.assert_array_equal(np.sort(dots, axis=0), np.sort(values.T, axis=0))
 
 
-def test_batch_sizes_can_be_read_from_names(tmp_path):
-    make_regimes(tmp_path, "keskar-batch-sizes", ["1024", "64"], batch_size=None)
-    left, _ = PAPER["keskar-4"].draw(tmp_path).figure.axes
-    np.testing.assert_array_equal(left.containers[0][0].get_xdata(), [64, 1024])
-    make_regimes(tmp_path, "keskar-batch-sizes", ["SB", "64"], batch_size=None)
-    with pytest.raises(SchemaError, match="named by their batch size"):
-        PAPER["keskar-4"].draw(tmp_path)
-
-
 def test_warm_starts_stand_at_their_epochs(runs):
     record = store.load(runs / "keskar-warm-start" / "comparison.h5")
     upper, lower = drawing_of("keskar-5", runs).figure.axes
@@ -340,12 +342,6 @@ def test_warm_starts_stand_at_their_epochs(runs):
     np.testing.assert_allclose(
         lower.containers[0][0].get_ydata().astype(float), record.sharpness[1:, :, 0, 0, 0, 0].mean(axis=1), rtol=1e-12
     )
-
-
-def test_warm_starts_without_epochs_are_refused(tmp_path):
-    make_regimes(tmp_path, "keskar-warm-start", ["SB", "LB-from-0"], warm_epochs=None)
-    with pytest.raises(SchemaError, match="epochs before each regime"):
-        PAPER["keskar-5"].draw(tmp_path)
 
 
 def test_descents_of_both_regimes_share_a_panel(runs):
@@ -408,7 +404,7 @@ def test_published_tables_are_those_of_the_paper():
         (table_4, SHARPNESS["subspace"], cases),
     ):
         lines = [line.split() for line in re.split("[/\n]", text) if line.strip()]
-        assert [f"keskar-{name.lower()}" for name, *_ in lines] == list(table) == list(DATA)
+        assert [f"keskar-{name.lower()}" for name, *_ in lines] == list(table) == list(NETWORKS)
         for name, *fields in lines:
             numbers = np.array(fields, float).reshape(4, 2)
             row = table[f"keskar-{name.lower()}"]
@@ -432,9 +428,14 @@ def test_published_numbers_of_other_recipes_are_unknown():
     ("small", "large", "count", "verdict"),
     [
         ([1, 1, 1], [2, 3, 4], "3 of 3 trials", "holds"),
-        ([1, 1, 1], [2, 3, 1], "2 of 3 trials", "is mixed"),
+        ([1, 1, 1], [2, 3, 1], "2 of 3 trials (1 tied)", "is open"),
         ([1, 1], [2, 0], "1 of 2 trials", "is mixed"),
-        ([1, 1, 1], [2, 0, 1], "1 of 3 trials", "does not hold"),
+        ([1, 1, 1], [2, 0, 1], "1 of 3 trials (1 tied)", "is mixed"),
+        ([1, 1, 1], [0, 0, 1], "0 of 3 trials (1 tied)", "does not hold"),
+        ([1, 1, 1], [2, 0, 0], "1 of 3 trials", "does not hold"),
+        ([1, 1], [1, 1], "0 of 2 trials (2 tied)", "is open"),
+        ([0.3], [0.1 + 0.2], "0 of 1 trial (1 tied)", "is open"),
+        ([1, 1, NAN], [2, 1, 4], "1 of 2 trials (1 tied, 1 of 3 not measured)", "is open"),
         ([1, 1, 1], [0, 0, 0], "0 of 3 trials", "does not hold"),
         ([1, 1, NAN], [2, 3, 4], "2 of 2 trials (1 of 3 not measured)", "is open"),
         ([1, 1, NAN], [0, 0, 4], "0 of 2 trials (1 of 3 not measured)", "does not hold"),
@@ -447,22 +448,44 @@ def test_an_ordering_holds_only_in_every_trial(small, large, count, verdict):
     assert (found.tally, found.verdict) == (count, verdict)
 
 
+def run_of(recipe="keskar-f1", conditions=REDUCED, **pairs):
+    """A run with φ and test accuracy (in percent) by hand, measured in one way."""
+    phi, test = (np.array(pairs.get(name, 2 * [3 * [NAN]]), float) for name in ("phi", "test"))
+    record = comparison(recipe, conditions=conditions)
+    sharpness = np.broadcast_to(phi[..., None, None, None, None], record.sharpness.shape)
+    return Run(recipe, Path(), replace(record, sharpness=sharpness, accuracy=np.stack([test, test], axis=-1) / 100))
+
+
 def test_sentences_by_hand():
-    small, large = np.array([1.0, 2.0, 3.0]), np.array([100.0, 224.0, 348.0])
-    assert sharper("F1 at reduced scale, ε = 0.001", small, large, 205.14 / 1.23) == (
-        "F1 at reduced scale, ε = 0.001: LB is sharper than SB in 3 of 3 trials; LB/SB = 112 (published 167). "
-        "The paper's ordering holds."
+    case, where = Case(0, 0, 0, 0), "F1 at reduced scale, ε = 0.001, full space, batch norm eval, L-BFGS-B"
+    assert sharper(run_of(phi=[[1, 2, 3], [100, 224, 348]]), case) == (
+        f"{where}: LB is sharper than SB in 3 of 3 trials; LB/SB = 112 (published 167). The paper's ordering holds."
     )
-    assert sharper("F1", small, np.full(3, NAN), NAN) == (
-        "F1: LB is sharper than SB in 0 of 0 trials (3 of 3 not measured); LB/SB = n/a. The paper's ordering is open."
+    assert sharper(run_of("keskar-remedies", phi=[[1, 2, 3], 3 * [NAN]]), case).endswith(
+        "LB is sharper than SB in 0 of 0 trials (3 of 3 not measured); LB/SB = n/a. The paper's ordering is open."
     )
-    assert generalises_worse("F1", np.array([98.0, 98.0, 98.0]), np.array([97.9, 98.1, 98.2]), 0.22) == (
-        "F1: LB tests worse than SB in 1 of 3 trials; the gap SB − LB is −0.07 points (published 0.22). "
-        "The paper's ordering does not hold."
+    assert generalises_worse(run_of(test=[[98, 98, 98], [97.9, 98.1, 98.2]])) == (
+        "F1 at reduced scale: LB tests worse than SB in 1 of 3 trials; the gap SB − LB is −0.07 points "
+        "(published 0.22). The paper's ordering does not hold."
     )
-    assert generalises_worse("F1", np.array([NAN]), np.array([97.9]), NAN).endswith(
-        "the gap SB − LB is n/a points. The paper's ordering is open."
-    )
+    assert generalises_worse(run_of("keskar-remedies"), finding="").endswith("the gap SB − LB is n/a points.")
+
+
+def test_smoke_scale_has_numbers_and_no_verdicts(tmp_path):
+    make_network(tmp_path, "keskar-c1", conditions=SMOKE)
+    make_li(tmp_path, conditions=SMOKE)
+    for recipe, regimes in (("hoffer-longer", HOFFER), ("keskar-remedies", REMEDIES)):
+        make_regimes(tmp_path, recipe, regimes, conditions=SMOKE)
+    sentences = {
+        "keskar-2": 1, "keskar-3": 8 + 1, "keskar-4": 8, "li-weight-decay": 6, "hoffer-longer": 5 * 5,
+        "keskar-remedies": 5 * 5,
+    }  # fmt: skip
+    for name, count in sentences.items():
+        notes = drawn(name, tmp_path)[2]
+        told = [note for note in notes if re.search(r" than .* in \d of 3 trials", note)]
+        assert len(told) == count
+        assert not re.search(r"ordering|finding", " ".join(notes))
+        assert any("smoke scale: a test of the program, not a result" in note for note in notes)
 
 
 # Tables 2 to 4
@@ -483,11 +506,54 @@ def test_accuracies_stand_over_the_published(runs):
     assert "keskar-c1: smoke scale: a test of the program, not a result." in notes
 
 
-def test_other_data_than_the_papers_are_said(tmp_path):
-    make_network(tmp_path, "keskar-f2", conditions={**REDUCED, "data": "table"})
-    for name in ("keskar-2", "keskar-3", "keskar-4"):
-        _, _, notes = drawn(name, tmp_path)
-        assert any(note.startswith("F2: published on TIMIT, measured on table") for note in notes)
+PAPER_SCALE = {"scale": "paper", "data": "mnist", "model": "keskar-f1", "train_examples": 60_000}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "reasons"),
+    [
+        ("keskar-f1", {}, ""),
+        ("keskar-f1", {"scale": "reduced"}, "F1: reduced scale"),
+        ("keskar-f1", {"scale": None}, "F1: scale not recorded"),
+        ("keskar-f1", {"train_examples": 6000, "scale": "reduced"}, "F1: 6,000 of 60,000 training images"),
+        ("keskar-f1", {"train_examples": 6000}, "F1: 6,000 of 60,000 training images"),
+        ("keskar-f2", {"data": "table", "train_examples": 10}, "F2: published on TIMIT, measured on table"),
+        ("keskar-c1", {"data": "cifar10", "train_examples": 1500}, "C1: 1,500 of 50,000 training images"),
+        (
+            "li-weight-decay",
+            {"data": "cifar10", "train_examples": 50_000, "model": "vgg9", "model_options": {"width": 0.25}},
+            "li-weight-decay: model vgg9 (width 0.25)",
+        ),
+    ],
+)
+def test_why_numbers_do_not_compare_is_said(recipe, changes, reasons):
+    notes = run_notes(run_of(recipe, conditions=PAPER_SCALE | changes))
+    said = [note for note in notes if "do not compare" in note]
+    assert said == ([f"{reasons}: the numbers do not compare, the orderings may."] if reasons else [])
+
+
+def test_tables_beside_published_numbers_say_that_they_do_not_compare(runs):
+    for name, said in (
+        ("keskar-2", "F1: 6,000 of 60,000 training images: the numbers do not compare, the orderings may."),
+        ("keskar-3", "C1: 1,500 of 50,000 training images, model keskar-c1 (width 0.25): the numbers do not compare."),
+        ("keskar-4", "F1: 6,000 of 60,000 training images: the numbers do not compare, the orderings may."),
+        ("li-weight-decay", "li-weight-decay: published on CIFAR-10, measured on mnist: the numbers do not compare, "
+         "the orderings may."),
+    ):  # fmt: skip
+        assert said in drawn(name, runs)[2]
+
+
+@pytest.mark.parametrize(
+    ("plan", "warned"),
+    [({"subspace": 100}, ""), ({"subspace": 3}, "3 dimensions"), ({}, "unknown dimensions")],
+)
+def test_the_dimension_of_the_subspaces_is_said(plan, warned, tmp_path):
+    make_network(tmp_path, conditions={**PAPER_SCALE, "analysis": plan})
+    notes = drawn("keskar-4", tmp_path)[2]
+    said = [note for note in notes if "published: 100" in note]
+    assert said == ([f"F1: subspaces of {warned}; published: 100."] if warned else [])
+    assert any(f"random subspaces of {plan.get('subspace')} dimensions" in note for note in notes) == bool(plan)
+    assert not any("published: 100" in note for note in drawn("keskar-3", tmp_path)[2])
 
 
 def test_sharpness_stands_beside_the_published(runs):
@@ -507,10 +573,7 @@ def test_sharpness_stands_beside_the_published(runs):
         in notes
     )
     where = "C1 at smoke scale, ε = 0.0005, full space, batch norm batch, sign ascent"
-    sentence = (
-        "LB is sharper than SB in 0 of 3 trials; LB/SB = 0.667 (published 32.1). The paper's ordering does not hold."
-    )
-    assert f"{where}: {sentence}" in notes
+    assert f"{where}: LB is sharper than SB in 0 of 3 trials; LB/SB = 0.667 (published 32.1)." in notes
     assert "F1 at reduced scale: the paper's ordering holds in 8 of 8 ways of measuring." in notes
     assert (
         "F1 at reduced scale: λmax is larger at LB than at SB in 3 of 3 trials; LB/SB = 5.00 (the paper reports none)."
@@ -577,6 +640,24 @@ def test_rescaling_is_told_in_numbers(runs):
     assert any("filter-normalised direction d: from 4.2 to 4.2, a factor of 1.00" in note for note in notes)
 
 
+def test_rescaling_says_what_was_trained_and_how_it_was_measured(tmp_path):
+    known = {
+        "scale": "reduced", "data": "digits", "train_examples": 1437, "model": "mlp",
+        "model_options": {"batchnorm": False}, "iterations": 10, "restarts": 2, "examples": 1437,
+    }  # fmt: skip
+    store.save(rescaling(conditions=known), tmp_path / "dinh-rescaling" / "rescaling.h5")
+    words, _, notes = drawn("dinh-rescaling", tmp_path)
+    assert (
+        "data digits, model mlp (batchnorm False), 1,437 training examples; "
+        "ε-sharpness by at most 10 iterations from 2 starts; reduced scale"
+    ) in words
+    assert notes[0] == (
+        "dinh-rescaling: reduced scale, one trained network; data digits; model mlp (batchnorm False); 1,437 training "
+        "examples; measured on 1437 examples; φ: ε = 0.001, full space, by at most 10 iterations from 2 starts, "
+        "lower bounds."
+    )
+
+
 def test_rescaling_that_changes_the_function_or_is_pending_is_said(tmp_path):
     status = np.ones(9, np.uint8)
     status[-1] = 0
@@ -627,12 +708,19 @@ def test_regimes_are_compared_with_small_batches_trained_alike(runs):
     assert [row[0] for row in rows] == list(REMEDIES)
     where = "keskar-remedies at reduced scale"
     assert (
-        f"{where}: LB-augmented tests worse than SB-augmented in 3 of 3 trials; the gap is 0.33 points, "
-        "that of LB 0.33: less in 0 of 3 trials. The paper's finding, less of a gap, does not hold."
+        f"{where}: LB-augmented tests worse than SB-augmented in 3 of 3 trials; the gap SB-augmented − LB-augmented is "
+        "0.33 points. It is less than SB − LB, 0.33 points, in 0 of 3 trials (3 tied). "
+        "The paper's finding, less of a gap, is open."
     ) in notes
     assert any(
-        "LB-robust is sharper than SB in 3 of 3 trials; LB-robust/SB = 100. The paper's finding" in n for n in notes
+        "LB-robust is sharper than SB in 3 of 3 trials; LB-robust/SB = 100. "
+        "The paper's finding, a minimum still sharp, holds." in note
+        for note in notes
     )
+    for name, verdicts in (("conservative", 1), ("adversarial", 0), ("robust", 0)):  # of the last two sources differ
+        (gap,) = [note for note in notes if f"LB-{name} tests worse" in note]
+        assert "It is less than SB − LB, 0.33 points, in 0 of 3 trials." in gap
+        assert gap.count("less of a gap") == verdicts
     _, rows, notes = drawn("hoffer-longer", runs)
     assert [row[0] for row in rows] == list(HOFFER)
     said = [note for note in notes if "LB-all" in note]

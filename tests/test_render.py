@@ -514,6 +514,18 @@ def test_trajectory_runs_with_the_loss_from_left_to_right():
     assert any("1 of 6 iterates pending" in text for text in texts(ax.figure))
 
 
+def test_the_end_of_a_trajectory_is_marked():
+    record = trajectory(60, -0.4)
+    ax = draw(record)
+    ends = [curve for curve in ax.lines if curve.get_xdata().size == 1]
+    assert [(*curve.get_xdata(), *curve.get_ydata()) for curve in ends] == [
+        (record.loss[0, -1], values[-1]) for values in (record.sharpness, record.stronger, record.first_order)
+    ]
+    assert {curve.get_markersize() for curve in ends} == {6}
+    assert {curve.get_markersize() for curve in curves(ax).values()} == {3}
+    assert any("large markers: the minimizer" in text for text in texts(ax.figure))
+
+
 def test_trajectory_through_zero_is_drawn():
     record = trajectory(60, -0.4)
     stronger = record.stronger.copy()

@@ -372,13 +372,13 @@ def test_the_environment_variable_counts_where_it_names_a_file(tmp_path, monkeyp
     assert_the_table(load("table"))
     monkeypatch.setenv("SHARPNESS_DATA", str(tmp_path))
     assert_the_table(load_table(str(file)))
-    with pytest.raises(DataError, match=r"which is no file. Pass the file itself"):
+    with pytest.raises(DataError, match=r"which is no file. Name the file itself"):
         load_table()
 
 
 def test_without_a_file_the_way_to_name_one_is_told(monkeypatch):
     monkeypatch.delenv("SHARPNESS_DATA", raising=False)
-    with pytest.raises(DataError, match=r"SHARPNESS_DATA names none. Pass the file itself as argument"):
+    with pytest.raises(DataError, match=r"names none. Name .* --data-dir \(in Python path= .* folder= of load\)"):
         load("table")
 
 

@@ -24,7 +24,7 @@ from sharpness.params import ParamSpace, Point
 from sharpness.random import derive_seed, generator
 from sharpness.training import TrainingPlan, _reason_to_stop, history_template, train
 
-EXAMPLES = 25  # 8 + 8 + 8 + 1: the last mini-batch is smaller
+EXAMPLES = 27  # 8 + 8 + 8 + 3: the last mini-batch is smaller
 
 
 def data(examples=EXAMPLES, test=10, classes=3, dtype=torch.float32):
@@ -50,9 +50,9 @@ def problem(model=None, **options):
     return Problem(model, cross_entropy, *data(**options))
 
 
-def by_hand(model, optimizer, *, batch, epochs, seed, rate=None):
-    """The loop that everyone writes."""
-    inputs, targets = data(dtype=next(model.parameters()).dtype)[0]
+def by_hand(model, optimizer, *, batch, epochs, seed, rate=None, examples=EXAMPLES):
+    """The loop that everyone writes, with mini-batches of one size or of a list of sizes."""
+    inputs, targets = data(examples, dtype=next(model.parameters()).dtype)[0]
     for epoch in range(epochs):
         torch.manual_seed(derive_seed("dropout", epoch, seed=seed))
         for group in optimizer.param_groups:
@@ -128,10 +128,9 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("build", [plain, noisy])
 def test_a_trajectory_is_that_of_the_plain_loop_to_the_bit(name, build):
     options, make = OPTIMIZERS[name]
-    batch = 8 if build is plain else 5  # batch norm cannot train on the single example that 8 leaves
-    found, _ = train(problem(build()), TrainingPlan(batch, 4, learning_rate=0.1, **options), seed=3)
+    found, _ = train(problem(build()), TrainingPlan(8, 4, learning_rate=0.1, **options), seed=3)
     model = build()
-    by_hand(model, make(model.parameters(), {"fused": True}), batch=batch, epochs=4, seed=3)
+    by_hand(model, make(model.parameters(), {"fused": True}), batch=8, epochs=4, seed=3)
     assert all(torch.equal(value, found.parameters[name]) for name, value in model.named_parameters())
     assert all(torch.equal(value, found.buffers[name]) for name, value in model.named_buffers())
 
@@ -154,7 +153,7 @@ def test_one_step_of_the_whole_data_is_gradient_descent():
     objectives, theta = given.objectives()
     found, _ = train(given, TrainingPlan(EXAMPLES, 1, "sgd", learning_rate=0.5))
     stepped = theta - 0.5 * objectives["train"].gradient(theta)
-    assert torch.allclose(found.point.theta, stepped, rtol=0, atol=1e-14)  # sums of 25 float64 terms in another order
+    assert torch.allclose(found.point.theta, stepped, rtol=0, atol=1e-14)  # sums of 27 float64 terms in another order
 
 
 def test_frozen_weights_stay_and_are_kept_with_the_buffers():
@@ -169,11 +168,44 @@ def test_frozen_weights_stay_and_are_kept_with_the_buffers():
 def test_every_example_is_used_once_per_epoch_in_an_order_of_its_own():
     prepared = training._Data.of(problem(), torch.device("cpu"))
     epochs = [torch.cat(prepared.batches(3, epoch, 8)) for epoch in range(3)]
-    assert [len(batch) for batch in prepared.batches(3, 0, 8)] == [8, 8, 8, 1]
+    assert [len(batch) for batch in prepared.batches(3, 0, 8)] == [8, 8, 8, 3]
     assert all(epoch.sort().values.tolist() == list(range(EXAMPLES)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
-    assert torch.equal(epochs[0], torch.cat(prepared.batches(3, 0, 25)))  # one order whatever the batch size
+    assert torch.equal(epochs[0], torch.cat(prepared.batches(3, 0, EXAMPLES)))  # one order whatever the batch size
     assert not torch.equal(epochs[0], torch.cat(prepared.batches(4, 0, 8)))
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3, 17, 25, 27])
+def test_a_single_example_left_over_joins_the_mini_batch_before_it_and_nothing_else_changes(examples):
+    prepared = training._Data.of(problem(examples=examples), torch.device("cpu"))
+    for size in range(1, examples + 2):
+        order = torch.randperm(examples, generator=generator("batches", 2, seed=3))
+        found, plainly = prepared.batches(3, 2, size), order.split(size)
+        if size > 1 and len(plainly) > 1 and len(plainly[-1]) == 1:
+            assert [len(batch) for batch in found] == [size] * (len(plainly) - 2) + [size + 1]
+        else:
+            assert [batch.tolist() for batch in found] == [batch.tolist() for batch in plainly]
+        assert torch.equal(torch.cat(found), order)
+
+
+def test_mini_batches_of_one_stay_so_and_one_example_is_one_mini_batch():
+    prepared = training._Data.of(problem(), torch.device("cpu"))
+    assert [len(batch) for batch in prepared.batches(3, 0, 1)] == [1] * EXAMPLES
+    alone = training._Data.of(problem(examples=1), torch.device("cpu"))
+    assert [len(batch) for batch in alone.batches(3, 0, 8)] == [1]
+
+
+@pytest.mark.parametrize("size", [8, 0.5])  # half of 17 is 8 as well
+def test_batch_norm_trains_where_a_single_example_is_left_over(size):
+    given = problem(noisy(), examples=17)
+    found, history = train(given, TrainingPlan(size, 3, learning_rate=0.1), seed=3)
+    model = noisy()
+    optimizer = torch.optim.Adam(model.parameters(), 0.1, fused=True)
+    by_hand(model, optimizer, batch=[8, 9], epochs=3, seed=3, examples=17)
+    assert all(torch.equal(value, found.parameters[name]) for name, value in model.named_parameters())
+    assert all(torch.equal(value, found.buffers[name]) for name, value in model.named_buffers())
+    assert found.buffers["1.num_batches_tracked"] == 2 * 3
+    assert np.isfinite(history.loss).all()
 
 
 # Plans
@@ -411,7 +443,7 @@ def test_a_run_interrupted_after_every_epoch_ends_the_same(tmp_path, every_epoch
 
 def test_a_checkpoint_alone_resumes_with_its_history_and_its_patience(tmp_path, every_epoch):
     # patience counts epochs before the interrupt too: were they forgotten, training would end elsewhere
-    plan = TrainingPlan(8, 30, "sgd", learning_rate=0.05, patience=3, improvement=0.02)
+    plan = TrainingPlan(8, 30, "sgd", learning_rate=0.05, patience=3, improvement=0.015)
     expected, history = train(problem(), plan)
     assert 8 < len(history.epoch) < 30
     for epoch in (5, len(history.epoch) - 1):

@@ -18,7 +18,7 @@ from sharpness.cli.tables import (
     sharpness_rows,
 )
 from sharpness.cli.terminal import Common, Terminal, command
-from sharpness.errors import ShapeError
+from sharpness.errors import NonFiniteError, ShapeError
 
 app = typer.Typer(
     help="Loss-landscape sharpness of PyTorch models.",
@@ -112,6 +112,14 @@ def train(
         for seed, trial in done.items()
         for regime, end in trial.ends.items()
     ]
+    diverged = [
+        f"{r} (seed {s})" for s, trial in done.items() for r in chosen.experiment.regimes if r not in trial.ends
+    ]
+    if diverged:
+        raise NonFiniteError(
+            f"expected a finite training loss; it became NaN or infinite in {', '.join(diverged)}. Lower the learning "
+            f"rate there. The other minimizers are in {place.out}."
+        )
     terminal.table(f"{chosen.name}: minimizers", ("seed", "regime", "epochs", "stopped"), rows)
     terminal.say(f"Minimizers in {place.out}")
     terminal.result({"out": str(place.out), "minimizers": rows})

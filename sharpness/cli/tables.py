@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sharpness.records import Comparison, LineLosses, PlaneLosses, ProductCost, Rescaling
-from sharpness.render.summary import regimes_table, sharpness_table
+from sharpness.render.summary import is_pair, regimes_table, sharpness_table
 
 Rows = list[tuple[str, ...]]
 
@@ -48,7 +48,7 @@ def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:
     shown: Rows = []
     heading = ""
     for quantity, *values in rows:
-        if quantity == "λmax":
+        if quantity == "λmax" and any(" (residual " in value for value in values):
             split = [value.partition(" (residual ") for value in values]
             shown += [(quantity, *(s[0] for s in split)), ("  residual", *(s[2].rstrip(")") for s in split))]
             continue
@@ -57,7 +57,7 @@ def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:
         )
         if shared[0] not in ("", heading):
             heading = shared[0]
-            shown.append((f"[bold]{heading}[/]", "", "", ""))
+            shown.append((f"[bold]{heading}[/]", *("" for _ in values)))
         shown.append((f"  {epsilon}, {maximiser}" if shared[0] else quantity.removeprefix("gradient norm "), *values))
     return shown
 
@@ -68,10 +68,13 @@ def result_table(record: Any) -> tuple[str, tuple[str, ...], Rows]:
         seeds, measured = len(record.seed), record.conditions["measured_on"]
         over = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
         title = f"{over}; curvature and sharpness on {measured}"
-        if record.regime.tolist() == ["SB", "LB"]:
+        if is_pair(record):
             return title, ("", "SB", "LB", "LB/SB"), [*sharpness_table(record)]
         table = regimes_table(record)
-        return title, tuple(table.head), [tuple(row) for row in table.texts]
+        whole = [tuple(table.head), *(tuple(row) for row in table.texts)]
+        if len(whole) < len(whole[0]):  # the fewer columns, the more of them fit a terminal
+            whole = list(zip(*whole, strict=True))
+        return title, whole[0], whole[1:]
     if isinstance(record, Rescaling):
         head = ("α", "λmax", "predicted", "ε-sharpness (%)", "filter-normalised curvature", "change of outputs")
         columns = (record.sharpness, record.filter_curvature, record.output_change)

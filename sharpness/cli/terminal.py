@@ -4,6 +4,7 @@ import errno
 import inspect
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from rich.table import Table
 from sharpness.errors import NonFiniteError, NotConvergedError, SharpnessError
 from sharpness.progress import Progress
 
+WIDE = 160
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 MISPLACED = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -76,6 +78,8 @@ class Terminal:
         self._before: Any = None
         self._console = Console(stderr=True)
         self._shown = Console()
+        if not self._shown.is_terminal and "COLUMNS" not in os.environ:
+            self._shown.width = WIDE  # a file or a pipe has no edge at which to cut a table off
         show = not common.quiet and self._console.is_terminal
         columns = (
             TextColumn("{task.description}"),
@@ -128,9 +132,10 @@ class Terminal:
             return
         self._bars.stop()
         shown = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+        least = 10 if len(head) <= 5 else 6
         for index, column in enumerate(head):
             widest = max((len(row[index]) for row in rows), default=0)
-            shown.add_column(column, overflow="fold", min_width=min(10 if index else 20, widest))
+            shown.add_column(column, overflow="fold", min_width=min(least if index else 20, widest))
         for row in rows:
             shown.add_row(*row)
         self._shown.print(shown)

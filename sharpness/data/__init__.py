@@ -272,7 +272,7 @@ def data_folder(argument: str | Path | None = None) -> Path:
     if not chosen:
         raise DataError(
             "expected a folder with data sets; none was given. "
-            "Pass one as argument or name it in the environment variable SHARPNESS_DATA."
+            "Name one with --data-dir (in Python folder=) or in the environment variable SHARPNESS_DATA."
         )
     folder = Path(chosen).expanduser()
     if not folder.is_dir():
@@ -290,7 +290,8 @@ def _table_file(argument: str | Path | None) -> Path:
         return Path(named).expanduser()
     raise DataError(
         f"expected the CSV or NPZ file of a table; none was given, and the environment variable SHARPNESS_DATA "
-        f"names {repr(named) + ', which is no file' if named else 'none'}. Pass the file itself as argument."
+        f"names {repr(named) + ', which is no file' if named else 'none'}. "
+        "Name the file itself with --data-dir (in Python path= of load_table or folder= of load)."
     )
 
 

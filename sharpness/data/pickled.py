@@ -17,6 +17,8 @@ import numpy as np
 
 PROTOCOL = 4  # the highest whose opcodes are read; the originals have protocol 2
 HASHING = ("DICT", "EMPTY_SET", "ADDITEMS", "FROZENSET")  # opcodes for sets and for the dicts of protocol 0
+CALLING = ("NEWOBJ", "NEWOBJ_EX")  # opcodes for objects of classes, which arrays are not stored as
+ARGUMENTS = 3  # the most that any of the names is called with
 
 
 class StoredDtype:
@@ -44,37 +46,55 @@ class StoredArray:
 
 
 class StoredBytes:
-    """Stands for ``_codecs.encode(text, "latin1")``, as which Python 3 writes bytes in protocol 2."""
+    """Stands for ``_codecs.encode(text, "latin1")``, as which Python 3 writes bytes in protocol 2.
 
-    __slots__ = ()
+    ``left`` is how many bytes it still encodes, at first as many as the file has. Python stores every text that it
+    encodes, one or two bytes for each, and encodes it once; encoded again it would take nine bytes, however long.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
 
     def __call__(self, text: str, encoding: str) -> bytes:
         if encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError(f"it wants to encode as {brief(encoding)}, which is refused")
+        self.left -= len(text)
+        if self.left < 0:
+            raise pickle.UnpicklingError("it wants to encode more bytes than it has, which is refused")
         return text.encode("latin1")
 
     def __setstate__(self, _: object) -> None:
         raise pickle.UnpicklingError("it wants to change a function, which is refused")
 
 
-NAMES: dict[tuple[str, str], object] = {
+NAMES: dict[tuple[str, str], object] = {  # and _codecs.encode, of which every file has its own
     ("numpy", "ndarray"): StoredArray,
     ("numpy", "dtype"): StoredDtype,
     ("numpy.core.multiarray", "_reconstruct"): StoredArray,  # up to NumPy 1
     ("numpy._core.multiarray", "_reconstruct"): StoredArray,  # from NumPy 2
-    ("_codecs", "encode"): StoredBytes(),
 }
 
 
 class Reader(pickle._Unpickler):
     """The unpickler written in Python: in the one written in C, nine bytes can claim 64 GiB for its memo."""
 
-    # without protocol 5, which adds only buffers that can claim any size as well, and without what hashes unasked
+    # without protocol 5, which adds only buffers that can claim any size as well, and without what hashes or calls
+    # unasked
     dispatch: ClassVar = {
         ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
         for opcode in pickletools.opcodes
-        if opcode.proto <= PROTOCOL and opcode.name not in HASHING
+        if opcode.proto <= PROTOCOL and opcode.name not in HASHING + CALLING
     }
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.names = {**NAMES, ("_codecs", "encode"): StoredBytes(len(content))}
+
+    def load_reduce(self: Any) -> None:
+        _check_arguments(self.stack[-1])
+        pickle._Unpickler.dispatch[pickle.REDUCE[0]](self)
 
     def load_setitem(self: Any) -> None:
         _check_keys(self.stack[-2:-1])
@@ -84,12 +104,13 @@ class Reader(pickle._Unpickler):
         _check_keys(self.stack[::2])
         pickle._Unpickler.dispatch[pickle.SETITEMS[0]](self)
 
+    dispatch[pickle.REDUCE[0]] = load_reduce
     dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = load_setitem, load_setitems
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in NAMES:
+        if (module, name) not in self.names:
             raise pickle.UnpicklingError(f"it wants to call {brief(f'{module}.{name}')}, which is refused")
-        return NAMES[module, name]
+        return self.names[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError(f"it wants an object from elsewhere, persistent id {brief(pid)}; this is refused")
@@ -105,6 +126,12 @@ def _check_keys(keys: list[object]) -> None:
         raise pickle.UnpicklingError(f"it has {brief(wrong[0])} as the key of a dict")
 
 
+def _check_arguments(arguments: object) -> None:
+    """A few in a tuple: a long text, taken apart into letters, takes many times its size, and again at every call."""
+    if not isinstance(arguments, tuple) or len(arguments) > ARGUMENTS:
+        raise pickle.UnpicklingError(f"it wants a call with other arguments than up to {ARGUMENTS} in a tuple")
+
+
 def load(content: bytes) -> Any:
     """The dict, list, … in a pickle that Python 2 or 3 wrote, with the texts of Python 2 as bytes.
 
@@ -118,7 +145,7 @@ def load(content: bytes) -> Any:
     _pickle.UnpicklingError: it wants to call 'builtins.print', which is refused
     """
     try:
-        return Reader(io.BytesIO(content), encoding="bytes").load()
+        return Reader(content).load()
     except (pickle.UnpicklingError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle fails in any way: EOFError, IndexError, KeyError of an opcode, …

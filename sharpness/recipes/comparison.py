@@ -23,13 +23,19 @@ def compare(
     trials: Mapping[int, Trial],
     measured: Mapping[tuple[int, str], Analysis],
 ) -> Comparison:
-    """The comparison of all regimes over all seeds; loss and accuracy are those on all training and all test data."""
+    """The comparison of all regimes over all seeds; loss and accuracy are those on all training and all test data.
+
+    NaN stands where a regime diverged.
+    """
     regimes = list(parameters.regimes)
     every = list(cases(parameters.analysis, objectives["train"]))
     modes, spaces, epsilons = (list(dict.fromkeys(column)) for column in zip(*every, strict=True))
 
     def table(value: Callable[[str, int], Any]) -> np.ndarray:
-        return np.array([[value(regime, seed) for seed in trials] for regime in regimes])
+        found = {(r, s): np.asarray(value(r, s)) for s, trial in trials.items() for r in regimes if r in trial.ends}
+        one = next(iter(found.values()))
+        none = np.zeros_like(one) if one.dtype == bool else np.full(one.shape, np.nan)
+        return np.array([[found.get((regime, seed), none) for seed in trials] for regime in regimes])
 
     def per_case(value: Callable[[Any], Any]) -> np.ndarray:
         def one(regime: str, seed: int) -> list[Any]:
@@ -74,6 +80,7 @@ def compare(
             "model_options": dict(parameters.model_options),
             "initialisation": parameters.initialisation,
             "statistics": parameters.statistics,
+            "diverged": [f"{r}, seed {s}" for s, trial in trials.items() for r in regimes if r not in trial.ends],
             "plans": {regime: dataclasses.asdict(plan) for regime, plan in parameters.regimes.items()},
             "train_examples": examples,
             "test_examples": objectives["test"].examples,

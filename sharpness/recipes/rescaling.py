@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sharpness import store
-from sharpness.errors import NotConvergedError, ShapeError
+from sharpness.errors import NonFiniteError, NotConvergedError, ShapeError
 from sharpness.geometry import filter_normalised
 from sharpness.journal import PENDING
 from sharpness.measures import epsilon_sharpness
@@ -91,11 +91,14 @@ def rescale(name: str, scale: str, parameters: Rescale, place: Place) -> Rescali
     """Train one network, then measure it at every factor, into ``out/rescaling.h5``, going on with what it holds."""
     experiment = parameters.experiment
     data, trials = train_regimes(name, scale, experiment, place)
-    end = next(iter(trials[experiment.seed].ends.values()))
-    part = measured_on(experiment.problem(data, experiment.seed, place.dtype), experiment.analysis.examples)
+    end = next(iter(trials[experiment.seed].ends.values()), None)
+    if end is None:
+        raise NonFiniteError("expected a network to rescale; its training diverged. Lower the learning rate.")
+    trained = experiment.problem(data, experiment.seed, place.dtype)
+    part = measured_on(trained, experiment.analysis.examples)
     objectives, _ = part.objectives(device=place.device)
     objective, progress = objectives["train"], place.report("rescaled networks")
-    template = _template(name, scale, parameters, objective)
+    template = _template(name, scale, parameters, objective, len(trained.train[1]))
     with (
         cpu_threads(experiment.threads),
         store.begin(place.out / "rescaling.h5", {"rescaling": template})["rescaling"] as journal,
@@ -185,7 +188,7 @@ def _diagonal(space: ParamSpace, layers: tuple[str, str], factor: float) -> torc
     return torch.cat(list(pieces))
 
 
-def _template(name: str, scale: str, parameters: Rescale, objective: Objective) -> Rescaling:
+def _template(name: str, scale: str, parameters: Rescale, objective: Objective, examples: int) -> Rescaling:
     """The record before anything is measured."""
     experiment, plan, count = parameters.experiment, parameters.experiment.analysis, len(parameters.factors)
     columns = [
@@ -203,7 +206,7 @@ def _template(name: str, scale: str, parameters: Rescale, objective: Objective) 
             **objective.conditions,
             "scale": scale,
             "data": experiment.data,
-            "train_examples": objective.examples,
+            "train_examples": examples,
             "model": experiment.model,
             "model_options": dict(experiment.model_options),
             "iterations": plan.iterations,

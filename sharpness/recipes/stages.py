@@ -15,7 +15,7 @@ import torch
 from sharpness import store
 from sharpness.checkpoints import Minimizer, load_minimizer
 from sharpness.data import Data, load
-from sharpness.errors import ShapeError
+from sharpness.errors import NonFiniteError, ShapeError
 from sharpness.geometry import Arc, Line, random_plane
 from sharpness.objective import Objective, Problem
 from sharpness.recipes.analysis import Analysis, Report, analyse, measured_on, no_report
@@ -25,7 +25,7 @@ from sharpness.recipes.grids import resumed_line, resumed_plane
 from sharpness.recipes.run_folder import claim, defaults_of, stored
 from sharpness.recipes.trajectory import MINIMIZER, follow, iterate_file
 from sharpness.records import Comparison
-from sharpness.training import history_template, train
+from sharpness.training import DIVERGED, history_template, train
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,11 @@ def run(name: str, scale: str, parameters: Experiment, place: Place) -> Comparis
                 measured[seed, regime] = found
             _landscapes(objectives, trial, parameters, seed, place)
 
+        if not measured:
+            raise NonFiniteError(
+                "expected a regime that ends at finite weights; all diverged. Lower the learning rates."
+            )
+
         def compared() -> dict[str, Comparison]:
             whole, _ = problems[parameters.seed].objectives(device=place.device)
             return {"comparison": compare(name, scale, parameters, whole, trials, measured)}
@@ -96,7 +101,9 @@ def _trial(parameters: Experiment, data: Data, seed: int, about: Mapping[str, An
         start.save(folder / "start.safetensors")
     ends = {}
     for regime in parameters.regimes:
-        ends[regime] = _trained(problem, parameters, regime, folder, seed, about, place)
+        end = _trained(problem, parameters, regime, folder, seed, about, place)
+        if end is not None:
+            ends[regime] = end
     return Trial(start, ends)
 
 
@@ -124,8 +131,8 @@ def _trained(
     seed: int,
     about: Mapping[str, Any],
     place: Place,
-) -> Minimizer:
-    """One minimizer, from its file or by training (on)."""
+) -> Minimizer | None:
+    """One minimizer, from its file or by training (on); none where training diverged, as its history then says."""
     folder, kept = trial / regime, parameters.kept(regime, seed)
     file, state, rows = (folder / name for name in (MINIMIZER, "training.safetensors", "history.h5"))
 
@@ -133,28 +140,30 @@ def _trained(
         if epoch in kept:
             iterate.save(iterate_file(folder, epoch))
 
-    if not (file.exists() and rows.exists() and store.load(rows).stopped):  # a history is finished last
+    if not (rows.exists() and store.load(rows).stopped):  # a history is finished last
         plan, problem = parameters.regimes[regime], _begun(problem, parameters.starts.get(regime), trial)
         objectives, _ = problem.objectives(device=place.device)
         with store.begin(rows, {"history": history_template(objectives, plan)})["history"] as journal:
-            end, history = train(
-                problem,
-                plan,
-                seed=seed,
-                journal=journal,
-                checkpoint=state,
-                metadata={**about, "regime": regime},
-                device=place.device,
-                keep=keep,
-                progress=place.report(f"seed {seed} {regime}: training"),
-            )
-        if parameters.statistics == "recomputed":
-            end = _with_statistics(end, objectives["train"])
-        end.save(file)
+            try:
+                end, history = train(
+                    problem,
+                    plan,
+                    seed=seed,
+                    journal=journal,
+                    checkpoint=state,
+                    metadata={**about, "regime": regime},
+                    device=place.device,
+                    keep=keep,
+                    progress=place.report(f"seed {seed} {regime}: training"),
+                )
+            except NonFiniteError as error:
+                end, history = None, error.partial
+        if end is not None:
+            end = _with_statistics(end, objectives["train"]) if parameters.statistics == "recomputed" else end
+            end.save(file)
         store.save(history, rows)
-    if state.exists():
-        state.unlink()
-    return load_minimizer(file)
+    state.unlink(missing_ok=True)
+    return load_minimizer(file) if store.load(rows).stopped != DIVERGED else None
 
 
 def _with_statistics(end: Minimizer, objective: Objective) -> Minimizer:
@@ -184,6 +193,8 @@ def _landscapes(
     for regime, end in trial.ends.items():
         _around(objectives, end, parameters, seed, folder / regime, place)
     for a, b in parameters.lines:
+        if not {a, b} <= trial.ends.keys():
+            continue
         ends, suffix = (trial.ends[a], trial.ends[b]), "" if len(parameters.lines) == 1 else f"-{a}-{b}"
         for kind, path, points in (("line", Line, parameters.line_points), ("curve", Arc, parameters.curve_points)):
             if points:

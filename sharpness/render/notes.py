@@ -30,17 +30,44 @@ def smoke_text(conditions: Mapping[str, Any]) -> str:
     return SMOKE if conditions.get("scale") == "smoke" else ""
 
 
+def model_text(conditions: Mapping[str, Any]) -> str:
+    """The model, with what it was built with where that is not its default.
+
+    >>> model_text({"model": "keskar-c2", "model_options": {"width": 0.25}})
+    'model keskar-c2 (width 0.25)'
+    """
+    options = (f"{name} {value}" for name, value in (conditions.get("model_options") or {}).items())
+    return f"model {conditions['model']} ({', '.join(options)})".removesuffix(" ()")
+
+
+def training_facts(conditions: Mapping[str, Any]) -> list[str]:
+    """What was trained on what, as far as the file holds it."""
+    facts = [f"data {conditions['data']}"] if "data" in conditions else []
+    facts += [model_text(conditions)] if "model" in conditions else []
+    facts += [f"{conditions['train_examples']:,} training examples"] if "train_examples" in conditions else []
+    recomputed = conditions.get("statistics") == "recomputed"
+    return facts + ["recomputed batch-norm statistics"] * recomputed
+
+
+def effort_text(plan: Mapping[str, Any]) -> str:
+    """What the maximisers were allowed; nothing where the file does not hold it.
+
+    >>> effort_text({"iterations": 10, "restarts": 2})
+    'by at most 10 iterations from 2 starts'
+    """
+    if not {"iterations", "restarts"} <= set(plan):
+        return ""
+    return f"by at most {plan['iterations']} iterations from {counted(plan['restarts'], 'start')}"
+
+
 def condition_notes(record: Comparison) -> list[str]:
     """What was run and measured, and what did not come out as it should."""
     known = record.conditions
-    trained = [f"{name} {known[name]}" for name in ("data", "model") if name in known]
-    if "train_examples" in known:
-        trained.append(f"{known['train_examples']} training examples")
-    notes = [f"{record.recipe}: {scale_text(known)}, {counted(record.seed.size, 'trial')}", *trained]
+    scale = f"{record.recipe}: {scale_text(known)}, {counted(record.seed.size, 'trial')}"
     return [
         sentence
         for sentence in (
-            "; ".join(notes) + ".",
+            "; ".join([scale, *training_facts(known)]) + ".",
             _measured(record),
             *failures(record),
             f"{record.recipe}: {SMOKE}." if known.get("scale") == "smoke" else "",
@@ -66,7 +93,8 @@ def _measured(record: Comparison) -> str:
     plan, parts = record.conditions.get("analysis") or {}, []
     if "measured_on" in record.conditions:
         parts.append(f"on {record.conditions['measured_on']}")
-    if {"iterations", "restarts"} <= set(plan):
-        starts = counted(plan["restarts"], "start")
-        parts.append(f"ε-sharpness by at most {plan['iterations']} iterations from {starts}, each a lower bound")
+    if effort := effort_text(plan):
+        parts.append(f"ε-sharpness {effort}, each a lower bound")
+    if plan.get("subspace"):
+        parts.append(f"random subspaces of {plan['subspace']} dimensions")
     return f"{record.recipe}: curvature and ε-sharpness {'; '.join(parts)}." if parts else ""

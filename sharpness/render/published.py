@@ -13,11 +13,16 @@ from sharpness.render.cells import Reported
 NETWORKS = {f"keskar-{name.lower()}": name for name in ("F1", "F2", "C1", "C2", "C3", "C4")}
 """The paper's networks by the recipe that trains them, in its order."""
 
-DATA = dict(zip(NETWORKS, ("MNIST", "TIMIT", "CIFAR-10", "CIFAR-10", "CIFAR-100", "CIFAR-100"), strict=True))
-"""Table 1: what each was trained on."""
+_DATA = ("MNIST", "TIMIT", "CIFAR-10", "CIFAR-10", "CIFAR-100", "CIFAR-100", "CIFAR-10")
+DATA = dict(zip((*NETWORKS, "li-weight-decay"), _DATA, strict=True))
+"""What each was trained on: Table 1; Li et al."""
+
+TRAIN_EXAMPLES = {"MNIST": 60_000, "CIFAR-10": 50_000, "CIFAR-100": 50_000}
+"""Images to train on, all of which were used."""
 
 TRIALS = 5
 ITERATIONS = 10  # of L-BFGS-B
+SUBSPACE = 100  # dimensions
 
 DISTANCE_RATIO = (3.0, 10.0)
 """The range of ‖x_s − x₀‖ / ‖x_ℓ − x₀‖ that the text states."""

@@ -35,9 +35,10 @@ def draw_trajectory(record: Trajectory, ax: Axes, family: Sequence[Trajectory]) 
 
 
 def draw_descent(record: Trajectory, ax: Axes, name: str, **look: Any) -> None:
-    """One measure of a trajectory against the training loss, in the order of training."""
+    """One measure of a trajectory against the training loss, in the order of training; its end is marked."""
     loss, values = train_loss(record), holes(getattr(record, name), record.status)
     ax.plot(loss, values, markersize=3, linewidth=0.9, markeredgewidth=0.7, **look)
+    ax.plot(loss[-1:], values[-1:], markersize=6, markeredgewidth=0.7, **(look | {"label": "_end"}))
 
 
 def set_descent_axes(ax: Axes, family: Sequence[Trajectory]) -> None:
@@ -61,6 +62,7 @@ def descent_notes(record: Trajectory) -> list[str]:
     pending = int(np.sum(np.asarray(record.status) == 0))
     return [
         "training runs from left to right",
+        "large markers: the minimizer",
         f"ε = {number_text(record.epsilon)}, full space",
         f"at most {record.iterations} iterations",
         policy_text(record.batchnorm),

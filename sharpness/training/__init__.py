@@ -20,6 +20,7 @@ from sharpness.random import preserved_random_state
 from sharpness.records import History
 from sharpness.training.history import (
     COLUMNS,
+    DIVERGED,
     commit,
     finished,
     history_template,
@@ -32,7 +33,7 @@ from sharpness.training.plan import TrainingPlan
 from sharpness.training.run import Data as _Data
 from sharpness.training.run import Run
 
-__all__ = ["TrainingPlan", "history_template", "train"]
+__all__ = ["DIVERGED", "TrainingPlan", "history_template", "train"]
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
@@ -52,7 +53,8 @@ def train(
     """Train ``problem.model`` from its current weights; return where it ended and the history of every epoch.
 
     Data are held in memory on ``device``; mini-batches are slices of a permutation drawn per epoch from the seed's
-    stream, the last one smaller where the size does not divide. After each epoch loss and accuracy are measured on
+    stream, the last one smaller where the size does not divide; a single example that would be left over joins the
+    mini-batch before it, since batch norm cannot train on one alone. After each epoch loss and accuracy are measured on
     all training and test data (batch norm by running statistics), as they are: neither augmented nor perturbed. The
     weights returned are those of the last epoch.
 
@@ -92,7 +94,7 @@ def train(
             raise NonFiniteError(
                 f"expected a finite training loss; it became {row['loss'][0]} in epoch {run.epoch}. "
                 f"Lower the learning rate (now {rate:g}).",
-                partial=finished(objectives, plan, rows, run.epoch, "diverged"),
+                partial=finished(objectives, plan, rows, run.epoch, DIVERGED),
             )
         if keep is not None:
             keep(run.epoch, run.minimizer(metadata))

@@ -16,6 +16,7 @@ from sharpness.records import History
 from sharpness.training.plan import TrainingPlan
 
 COLUMNS = ("loss", "accuracy", "learning_rate")
+DIVERGED = "diverged"
 
 
 def history_template(objectives: Mapping[str, Objective], plan: TrainingPlan) -> History:

@@ -21,7 +21,7 @@ from sharpness.objective import BatchLoss, Problem
 from sharpness.random import derive_seed, generator
 from sharpness.training.augment import as_images, augmented
 from sharpness.training.plan import TrainingPlan
-from sharpness.training.step import mini_batch_step
+from sharpness.training.step import mini_batch_step, part_sizes
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Data:
             )
 
     def batches(self, seed: int, epoch: int, size: int) -> list[torch.Tensor]:
-        """The epoch's mini-batches as index tensors."""
+        """The epoch's mini-batches as index tensors; a single example left over joins the one before it."""
         order = torch.randperm(len(self.targets), generator=generator("batches", epoch, seed=seed))
-        return list(order.to(self.inputs.device).split(size))
+        sizes = part_sizes(len(order), size)  # as ghost parts: batch norm cannot train on an example alone
+        return list(order.to(self.inputs.device).split(sizes))
 
 
 @dataclass

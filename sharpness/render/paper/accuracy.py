@@ -11,11 +11,10 @@ from matplotlib.figure import Figure
 from sharpness.records import History, axis_label
 from sharpness.render.cells import Cell, Reported, over_seeds
 from sharpness.render.layout import panel_grid, set_figure_caption
-from sharpness.render.notes import condition_notes
 from sharpness.render.paper.drawing import Drawing
 from sharpness.render.paper.orderings import generalises_worse
-from sharpness.render.paper.runs import Run, need_runs, run_captions
-from sharpness.render.published import ACCURACY, DATA, NETWORKS, TRIALS, published_gap
+from sharpness.render.paper.runs import Run, need_runs, run_captions, run_notes
+from sharpness.render.published import ACCURACY, NETWORKS, TRIALS, published_gap
 from sharpness.render.style import BLUE, VERMILLION, count_axis, legend_columns, legend_entries, style
 from sharpness.render.summary import REGIMES
 from sharpness.render.tables import Table
@@ -45,7 +44,9 @@ def _figure(found: Sequence[Run]) -> Figure | None:
         figure, axes = panel_grid(len(drawn), 2.5)
         for run, ax in zip(drawn, axes, strict=True):
             for regime in REGIMES:
-                _draw_histories(histories[run, regime], ax, regime)
+                for split, dash in DASHES.items():
+                    look = {"linestyle": dash, "color": COLOURS[regime], "label": f"{regime}, {split}"}
+                    draw_accuracy(histories[run, regime], split, ax, **look)
             ax.set(title=run.label, xlabel=axis_label(History, "epoch"), ylabel=axis_label(History, "accuracy"))
             count_axis(ax)
         handles, labels = legend_entries(axes)
@@ -56,16 +57,14 @@ def _figure(found: Sequence[Run]) -> Figure | None:
     return figure
 
 
-def _draw_histories(histories: Sequence[History], ax: Axes, regime: str) -> None:
-    for split, dash in DASHES.items():
-        curves = [curve for history in histories for curve in _curves(history, split)]
-        for epoch, accuracy in curves:
-            ax.plot(epoch, accuracy, linestyle=dash, color=COLOURS[regime], linewidth=0.4, alpha=0.5)
-        if curves:
-            reached = min(epoch.size for epoch, _ in curves)
-            mean = np.mean([accuracy[:reached] for _, accuracy in curves], axis=0)
-            label = f"{regime}, {split}"
-            ax.plot(curves[0][0][:reached], mean, linestyle=dash, color=COLOURS[regime], label=label)
+def draw_accuracy(histories: Sequence[History], split: str, ax: Axes, whole: float = 1, **look: Any) -> None:
+    """Accuracy on one data set along training, every trial thin and their mean thick; ``whole`` is that of 100 %."""
+    curves = [(epoch, whole * accuracy) for history in histories for epoch, accuracy in _curves(history, split)]
+    for curve in curves:
+        ax.plot(*curve, linewidth=0.4, alpha=0.5, **(look | {"label": "_trial"}))
+    if curves:
+        reached = min(epoch.size for epoch, _ in curves)
+        ax.plot(curves[0][0][:reached], np.mean([accuracy[:reached] for _, accuracy in curves], axis=0), **look)
 
 
 def _curves(history: History, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -81,35 +80,16 @@ def _table(found: Sequence[Run]) -> Table:
     notes = [
         "Measured: mean ± sample standard deviation over trials. "
         f"Published: over {TRIALS} trials; its gap is that of the means.",
-        *(note for run in found for note in condition_notes(run.comparison)),
-        *(note for run in found for note in data_notes(run)),
-        *(_sentence(run) for run in found),
+        *(note for run in found for note in run_notes(run)),
+        *(generalises_worse(run) for run in found),
     ]
     return Table("Table 2: accuracy of SB and LB, measured and published (Keskar et al. 2017)", HEAD, rows, notes)
 
 
 def _rows(run: Run) -> Iterator[list[Cell]]:
-    small, large = (run.regime(regime) for regime in REGIMES)
-    measured = [over_seeds(100 * run.split(split)[regime]) for split in DASHES for regime in (small, large)]
-    test = run.test_accuracy()
-    yield [run.label, "measured", *measured, over_seeds(test[small] - test[large])]
+    measured = [over_seeds(100 * values) for split in DASHES for values in run.pair(run.split(split))]
+    small, large = run.pair(run.test_accuracy())
+    yield [run.label, "measured", *measured, over_seeds(small - large)]
     if run.name in ACCURACY:
         published: list[Reported | None] = [ACCURACY[run.name][split, regime] for split in DASHES for regime in REGIMES]
         yield [run.label, "published", *published, Reported(round(published_gap(run.name), 2))]
-
-
-def data_notes(run: Run) -> Iterator[str]:
-    """Says so where a run was not made on the data that the paper used."""
-    ours, theirs = str(run.comparison.conditions.get("data", "")), DATA.get(run.name, "")
-    if ours and theirs and _bare(ours) != _bare(theirs):
-        yield f"{run.label}: published on {theirs}, measured on {ours}: the numbers do not compare, the orderings may."
-
-
-def _bare(name: str) -> str:
-    return "".join(sign for sign in name.lower() if sign.isalnum())
-
-
-def _sentence(run: Run) -> str:
-    accuracy = run.test_accuracy()
-    small, large = (accuracy[run.regime(regime)] for regime in REGIMES)
-    return generalises_worse(run.where, small, large, published_gap(run.name))

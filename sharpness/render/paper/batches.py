@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sharpness.errors import SchemaError
 from sharpness.records import History, axis_label
 from sharpness.render.layout import set_figure_caption
+from sharpness.render.paper.accuracy import COLOURS, draw_accuracy
 from sharpness.render.paper.drawing import Drawing
 from sharpness.render.paper.networks import NAMES, table_4
 from sharpness.render.paper.runs import Run, find_runs, need_runs, no_run, run_captions
 from sharpness.render.paper.spreads import draw_sharpness, draw_spread, sharpness_captions
-from sharpness.render.style import BLACK, BLUE, COLUMN, VERMILLION, count_axis, legend_above, set_scale, style
+from sharpness.render.style import BLACK, COLUMN, VERMILLION, count_axis, legend_above, set_scale, style
 
 SIZES, WARM = "keskar-batch-sizes", "keskar-warm-start"
 SPREAD = "mean ± std over trials; dots: single trials"
@@ -24,12 +23,12 @@ def draw_keskar_4(runs: Path) -> Drawing:
     sizes, networks = find_runs([SIZES], runs), find_runs(NAMES, runs)
     if not sizes and not networks:
         raise no_run([SIZES, *NAMES], runs)
-    return Drawing(_figure_of_sizes(sizes[0]) if sizes else None, table_4(runs).table if networks else None)
+    return Drawing(_figure_of_sizes(sizes[0]) if sizes else None, table_4(runs) if networks else None)
 
 
 def _figure_of_sizes(run: Run) -> Figure:
     record = run.comparison
-    sizes = _batch_sizes(run)
+    sizes = np.asarray(record.batch_size, dtype=float)
     order = np.argsort(sizes)
     with style():
         figure = Figure(figsize=(2 * COLUMN, 2.8), layout="constrained")
@@ -45,29 +44,18 @@ def _figure_of_sizes(run: Run) -> Figure:
     return figure
 
 
-def _batch_sizes(run: Run) -> np.ndarray:
-    record = run.comparison
-    if record.batch_size is not None:
-        return np.asarray(record.batch_size, dtype=float)
-    try:
-        return np.array([float(name) for name in record.regime])
-    except ValueError as error:
-        raise SchemaError(f"expected regimes named by their batch size in {run.folder}; {error}") from error
-
-
 def draw_keskar_5(runs: Path) -> Drawing:
     """Test accuracy and ε-sharpness of large batches after so many epochs of small ones."""
     (run,) = need_runs([WARM], runs)
     record = run.comparison
-    if record.warm_epochs is None:
-        raise SchemaError(f"expected epochs before each regime in {run.folder / 'comparison.h5'}; it holds none")
-    begun = [index for index, name in enumerate(record.regime) if str(name).startswith("LB")]
-    begun.sort(key=lambda index: float(np.asarray(record.warm_epochs)[index]))
-    epochs = np.asarray(record.warm_epochs, dtype=float)[begun]
+    warm = np.asarray(record.warm_epochs, dtype=float)
+    begun = [int(index) for index in np.argsort(warm) if str(record.regime[index]).startswith("LB")]
+    epochs = warm[begun]
     with style():
         figure = Figure(figsize=(COLUMN, 4.4), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True)
-        _draw_small_batch(run, upper)
+        small = {"color": COLOURS["SB"], "label": f"SB after that {axis_label(History, 'epoch')}"}
+        draw_accuracy(run.records("SB/history.h5"), "test", upper, whole=100, **small)
         label = "LB from there, at its end"
         draw_spread(upper, epochs, run.test_accuracy()[begun], color=VERMILLION, marker="s", label=label)
         upper.set_ylabel("test accuracy (%)")
@@ -79,18 +67,3 @@ def draw_keskar_5(runs: Path) -> Drawing:
             legend_above([ax])
         set_figure_caption(figure, [SPREAD, *sharpness_captions(record), *run_captions([run])])
     return Drawing(figure)
-
-
-def _draw_small_batch(run: Run, ax: Axes) -> None:
-    """Test accuracy of SB along its training, every trial thin and their mean thick."""
-    curves = []
-    for history in run.records("SB/history.h5"):
-        done, names = np.asarray(history.status) == 1, [str(name) for name in history.split]
-        if "test" in names and done.any():
-            curves.append((history.epoch[done], 100 * history.accuracy[names.index("test"), done]))
-            ax.plot(*curves[-1], color=BLUE, linewidth=0.4, alpha=0.5)
-    if curves:
-        reached = min(epoch.size for epoch, _ in curves)
-        mean = np.mean([accuracy[:reached] for _, accuracy in curves], axis=0)
-        label = f"SB after that {axis_label(History, 'epoch')}"
-        ax.plot(curves[0][0][:reached], mean, color=BLUE, label=label)

@@ -9,7 +9,7 @@ from sharpness.records import Rescaling, axis_label
 from sharpness.render.cells import Cell, ratio_text
 from sharpness.render.figures import draw_figure
 from sharpness.render.layout import set_figure_caption
-from sharpness.render.notes import scale_text, smoke_text
+from sharpness.render.notes import effort_text, scale_text, smoke_text, training_facts
 from sharpness.render.paper.drawing import Drawing
 from sharpness.render.paper.runs import first_record, no_run
 from sharpness.render.style import number_text, style
@@ -44,8 +44,9 @@ def draw_dinh(runs: Path) -> Drawing:
     figure = draw_figure({"": record})
     known = record.conditions
     with style():
-        parts = [str(known[name]) for name in ("data", "model") if name in known]
-        set_figure_caption(figure, [", ".join(parts), smoke_text(known) or scale_text(known)])
+        effort = effort_text(known)
+        facts = [", ".join(training_facts(known)), f"ε-sharpness {effort}" if effort else ""]
+        set_figure_caption(figure, [*facts, smoke_text(known) or scale_text(known)])
     return Drawing(figure, _table(record))
 
 
@@ -60,10 +61,9 @@ def _table(record: Rescaling) -> Table:
 
 def _sentences(record: Rescaling) -> Iterator[str]:
     known = record.conditions
-    facts = [f"{name} {known[name]}" for name in ("data", "model") if name in known]
-    facts += [f"measured on {known['examples']} examples"] if "examples" in known else []
-    box = f"φ: ε = {record.epsilon:g}, full space, lower bounds"
-    yield "; ".join([f"{record.recipe}: {scale_text(known)}, one trained network", *facts, box]) + "."
+    facts = [*training_facts(known), f"measured on {known['examples']} examples" if "examples" in known else ""]
+    box = ", ".join(filter(None, [f"φ: ε = {record.epsilon:g}, full space", effort_text(known), "lower bounds"]))
+    yield "; ".join([f"{record.recipe}: {scale_text(known)}, one trained network", *filter(None, facts), box]) + "."
     yield smoke_text(known).capitalize() + "." * bool(smoke_text(known))
     pending = int(np.sum(np.asarray(record.status) == 0))
     yield f"{pending} of {record.factor.size} factors are pending." if pending else ""

@@ -13,11 +13,10 @@ from sharpness.records import LineLosses, axis_label
 from sharpness.render.cells import Cell, Reported, over_seeds
 from sharpness.render.curves import draw_line
 from sharpness.render.layout import set_figure_caption
-from sharpness.render.notes import condition_notes
 from sharpness.render.paper.accuracy import DASHES
 from sharpness.render.paper.drawing import Drawing
-from sharpness.render.paper.orderings import Ordering, ordering
-from sharpness.render.paper.runs import Run, first_record, need_runs, run_captions
+from sharpness.render.paper.orderings import Ordering, ordering, verdict
+from sharpness.render.paper.runs import Run, first_record, need_runs, run_captions, run_notes
 from sharpness.render.published import LI_TEST_ERRORS
 from sharpness.render.style import (
     BLUE,
@@ -122,7 +121,7 @@ def _table(run: Run) -> Table:
         f"minimizers at {STEP} of its length from each, and at α = ±{STEP} along a filter-normalised random direction; "
         "interpolated linearly between the points that were evaluated.",
         "Published: VGG-9 with batch norm, CIFAR-10, SGD with batches of 128 and 8192, weight decay 0 and 5e-4.",
-        *condition_notes(run.comparison),
+        *run_notes(run),
         *(
             sentence
             for title, pair in PAIRS.items()
@@ -169,19 +168,17 @@ def _rise(record: LineLosses | None, place: float, step: float) -> float:
 def _sentences(run: Run, title: str, pair: tuple[str, str], rises: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Which of the two is sharper, along the line and along the profiles, and which tests worse."""
     small, large = pair
-    where = f"{run.where}, {title}"
+
+    def sentence(claim: str, found: Ordering) -> str:
+        found_there = f"{run.where}, {title}: {claim} in {found.tally}."
+        return found_there + verdict(run, "The published ordering", found)
+
     raw_small, raw_large = (rises[name][:2].mean(axis=0) for name in pair)
     if small == "SB":
-        yield _sentence(f"{where}: along the line {large} rises more than {small}", ordering(raw_small, raw_large))
+        yield sentence(f"along the line {large} rises more than {small}", ordering(raw_small, raw_large))
     else:  # the published reversal
-        yield _sentence(f"{where}: along the line {small} rises more than {large}", ordering(raw_large, raw_small))
+        yield sentence(f"along the line {small} rises more than {large}", ordering(raw_large, raw_small))
     along_small, along_large = (rises[name][2:].mean(axis=0) for name in pair)
-    claim = f"{where}: along filter-normalised directions {large} rises more than {small}"
-    yield _sentence(claim, ordering(along_small, along_large))
-    accuracy = run.test_accuracy()
-    tested = ordering(accuracy[run.regime(large)], accuracy[run.regime(small)])
-    yield _sentence(f"{where}: {large} tests worse than {small}", tested)
-
-
-def _sentence(claim: str, found: Ordering) -> str:
-    return f"{claim} in {found.tally}. The published ordering {found.verdict}."
+    claim = f"along filter-normalised directions {large} rises more than {small}"
+    yield sentence(claim, ordering(along_small, along_large))
+    yield sentence(f"{large} tests worse than {small}", ordering(*run.pair(run.test_accuracy(), (large, small))))

@@ -17,6 +17,7 @@ from sharpness.render.paper.sharpness import sharpness_of_networks
 from sharpness.render.published import NETWORKS
 from sharpness.render.style import legend_entries, set_caption, style
 from sharpness.render.summary import REGIMES
+from sharpness.render.tables import Table
 from sharpness.render.trajectories import descent_notes, draw_descent, set_descent_axes
 
 NAMES = list(NETWORKS)
@@ -31,10 +32,10 @@ def draw_keskar_3(runs: Path) -> Drawing:
     return Drawing(_figure_of_lines(found, "line.h5"), sharpness_of_networks(title, found, "full"))
 
 
-def table_4(runs: Path) -> Drawing:
-    """ε-sharpness in random subspaces, as a table."""
+def table_4(runs: Path) -> Table:
+    """ε-sharpness in random subspaces."""
     title = f"Table 4: ε-sharpness φ in random subspaces, measured and published {CITED}"
-    return Drawing(table=sharpness_of_networks(title, need_runs(NAMES, runs), "subspace"))
+    return sharpness_of_networks(title, need_runs(NAMES, runs), "subspace")
 
 
 def draw_keskar_6(runs: Path) -> Drawing:

@@ -1,7 +1,7 @@
 """Other ways to train with large batches: do they close the gap, and do they reach flatter minima?"""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sharpness.records import Comparison, axis_label
-from sharpness.render.cells import over_seeds, ratio_of
+from sharpness.render.cells import over_seeds
 from sharpness.render.layout import set_figure_caption
 from sharpness.render.markers import draw_certified
 from sharpness.render.paper.drawing import Drawing
-from sharpness.render.paper.orderings import ordering, points
+from sharpness.render.paper.orderings import generalises_worse, ordering, points, sharper, verdict
 from sharpness.render.paper.runs import Run, need_runs, run_captions
 from sharpness.render.paper.spreads import LOOKS, full_cases, sharpness_captions
 from sharpness.render.style import (
@@ -28,9 +28,10 @@ from sharpness.render.style import (
     set_scale,
     style,
 )
-from sharpness.render.summary import case_texts, regimes_table
+from sharpness.render.summary import REGIMES, case_texts, regimes_table
 
 HOFFER, REMEDIES = "hoffer-longer", "keskar-remedies"
+DISPUTED = ("LB-adversarial", "LB-robust")  # sources differ on whether these narrow the gap
 
 
 def draw_hoffer(runs: Path) -> Drawing:
@@ -41,7 +42,8 @@ def draw_hoffer(runs: Path) -> Drawing:
 def draw_remedies(runs: Path) -> Drawing:
     """Augmentation, conservative, adversarial and robust training with large batches.
 
-    The paper finds that they narrow the gap, at minima that are still sharp (its discussion and Appendix E).
+    The paper finds that the first two narrow the gap, and that all end at minima that are still sharp (its discussion
+    and Appendix E).
     """
     return _drawing(need_runs([REMEDIES], runs)[0], remedies=True)
 
@@ -117,38 +119,25 @@ def _draw_across(ax: Axes, values: np.ndarray, rows: np.ndarray, **look: Any) ->
 
 def _sentences(run: Run, *, remedies: bool) -> Iterator[str]:
     """Every large-batch regime against small batches trained alike: the gap, then the sharpness."""
-    if not run.has("SB", "LB"):
+    if not run.has(*REGIMES):
         return
+    finding = "The paper's finding" if remedies else ""  # that of Hoffer et al. was not at hand in numbers
     for name in map(str, run.comparison.regime):
         if name.startswith("LB"):
             augmented = "SB-" + name.removeprefix("LB-")
-            base = augmented if run.has(augmented) else "SB"
-            claim = "The paper's finding" if remedies else ""  # that of Hoffer et al. was not at hand in numbers
-            finding = "The ordering of Keskar et al. 2017" if name == "LB" else claim
-            yield _gap_sentence(run, base, name, finding)
-            yield from _sharpness_sentences(run, base, name, finding)
+            pair = (augmented if run.has(augmented) else "SB", name)
+            sharp = f"{finding}, a minimum still sharp," if finding else ""
+            if name == "LB":
+                sharp = "The ordering of Keskar et al. 2017"
+                yield generalises_worse(run, pair, sharp)
+            else:
+                yield _less_of_a_gap(run, pair, "" if name in DISPUTED else finding)
+            yield from (sharper(run, case, pair, sharp) for case in full_cases(run.comparison))
 
 
-def _gap_sentence(run: Run, base: str, name: str, finding: str) -> str:
-    accuracy = run.test_accuracy()
-    small, large, plain_small, plain_large = (accuracy[run.regime(regime)] for regime in (base, name, "SB", "LB"))
-    gap, worse = over_seeds(small - large).mean, ordering(large, small)
-    sentence = f"{run.where}: {name} tests worse than {base} in {worse.tally}; the gap is {points(gap)} points"
-    if name == "LB":
-        return f"{sentence}. {finding} {worse.verdict}."
-    less = ordering(small - large, plain_small - plain_large)
-    plain = points(over_seeds(plain_small - plain_large).mean)
-    verdict = f". {finding}, less of a gap, {less.verdict}" if finding else ""
-    return f"{sentence}, that of LB {plain}: less in {less.tally}{verdict}."
-
-
-def _sharpness_sentences(run: Run, base: str, name: str, finding: str) -> Iterator[str]:
-    record = run.comparison
-    for case in full_cases(record):
-        small, large = (record.sharpness[run.regime(regime), :, *case] for regime in (base, name))
-        texts = case_texts(record, case)
-        how = ", ".join(texts[part] for part in ("epsilon", "batchnorm", "maximiser") if texts[part])
-        found, ratio = ordering(small, large), ratio_of(over_seeds(small), over_seeds(large)).text
-        still = "" if name == "LB" else ", a minimum still sharp,"
-        verdict = f" {finding}{still} {found.verdict}." if finding else ""
-        yield f"{run.where}, {how}: {name} is sharper than {base} in {found.tally}; {name}/{base} = {ratio}.{verdict}"
+def _less_of_a_gap(run: Run, names: Sequence[str], finding: str) -> str:
+    gap, plain = (np.subtract(*run.pair(run.test_accuracy(), pair)) for pair in (names, REGIMES))
+    less = ordering(gap, plain)
+    narrower = f"It is less than SB − LB, {points(over_seeds(plain).mean)} points, in {less.tally}."
+    claim = f"{finding}, less of a gap," if finding else ""
+    return f"{generalises_worse(run, names, '')} {narrower}{verdict(run, claim, less)}"

@@ -9,8 +9,17 @@ import numpy as np
 from sharpness import store
 from sharpness.errors import SchemaError
 from sharpness.records import Comparison
-from sharpness.render.notes import SMOKE, counted, scale_text
-from sharpness.render.published import NETWORKS
+from sharpness.render.notes import (
+    SMOKE,
+    condition_notes,
+    counted,
+    model_text,
+    scale_text,
+    smoke_text,
+    training_facts,
+)
+from sharpness.render.published import DATA, NETWORKS, TRAIN_EXAMPLES
+from sharpness.render.summary import REGIMES
 
 
 class Run(NamedTuple):
@@ -50,6 +59,10 @@ class Run(NamedTuple):
     def has(self, *regimes: str) -> bool:
         """Whether the run has these regimes."""
         return set(regimes) <= {str(regime) for regime in self.comparison.regime}
+
+    def pair(self, values: np.ndarray, names: Sequence[str] = REGIMES) -> list[np.ndarray]:
+        """What two regimes have of values of shape (regime, …)."""
+        return [values[self.regime(name)] for name in names]
 
     def test_accuracy(self) -> np.ndarray:
         """In percent, of shape (regime, seed)."""
@@ -102,15 +115,36 @@ def no_run(names: Sequence[str], runs: Path, *, what: str = "") -> SchemaError:
     )
 
 
+def run_notes(run: Run) -> list[str]:
+    """The conditions of a run, and what keeps its numbers from comparing with the published ones, where anything."""
+    known, theirs = run.comparison.conditions, DATA[run.name]
+    ours, whole = str(known.get("data", theirs)), TRAIN_EXAMPLES.get(theirs, 0)
+    used = known.get("train_examples", whole)
+    reasons = []
+    if _bare(ours) != _bare(theirs):
+        reasons.append(f"published on {theirs}, measured on {ours}")
+    elif used < whole:
+        reasons.append(f"{used:,} of {whole:,} training images")
+    if known.get("model_options"):
+        reasons.append(model_text(known))
+    if not reasons and known.get("scale") != "paper":
+        reasons.append(scale_text(known))
+    orderings = "" if smoke_text(known) else ", the orderings may"
+    said = [f"{run.label}: {', '.join(reasons)}: the numbers do not compare{orderings}."] if reasons else []
+    return [*condition_notes(run.comparison), *said]
+
+
+def _bare(name: str) -> str:
+    return "".join(sign for sign in name.lower() if sign.isalnum())
+
+
 def run_captions(found: Sequence[Run], names: Sequence[str] = ()) -> list[str]:
-    """Data, scale and trials of each run, the warning that smoke scale needs, and which runs there are not."""
+    """What each run trained, scale and trials, the warning that smoke scale needs, and which runs there are not."""
     parts = []
     for run in found:
-        known = run.comparison.conditions
-        said = [str(known["data"])] if "data" in known else []
-        said += [scale_text(known), counted(run.comparison.seed.size, "trial")]
-        parts.append(f"{run.label}: {', '.join(said)}")
-    if any(run.comparison.conditions.get("scale") == "smoke" for run in found):
+        known, trials = run.comparison.conditions, counted(run.comparison.seed.size, "trial")
+        parts.append(f"{run.label}: {', '.join([*training_facts(known), scale_text(known), trials])}")
+    if any(smoke_text(run.comparison.conditions) for run in found):
         parts.append(SMOKE)
     absent = [NETWORKS.get(name, name) for name in names if name not in {run.name for run in found}]
     return parts + ([f"no finished run of {', '.join(absent)}"] if absent else [])

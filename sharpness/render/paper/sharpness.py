@@ -6,11 +6,10 @@ import numpy as np
 
 from sharpness.records import axis_label
 from sharpness.render.cells import Cell, Summary, over_seeds, ratio_of
-from sharpness.render.notes import condition_notes, counted
-from sharpness.render.paper.accuracy import data_notes
-from sharpness.render.paper.orderings import ordering, points, sharper
-from sharpness.render.paper.runs import Run
-from sharpness.render.published import DISTANCE_RATIO, ITERATIONS, TRIALS, published_sharpness
+from sharpness.render.notes import counted, smoke_text
+from sharpness.render.paper.orderings import SPACES, ordering, points, sharper
+from sharpness.render.paper.runs import Run, run_notes
+from sharpness.render.published import DISTANCE_RATIO, ITERATIONS, SUBSPACE, TRIALS, published_sharpness
 from sharpness.render.summary import REGIMES, Case, cases, certified
 from sharpness.render.tables import Table
 
@@ -24,7 +23,6 @@ HEAD = (
     "ratio",
     *(f"published {name}" for name in (*REGIMES, "ratio")),
 )
-SPACES = {"full": "full space", "subspace": "random subspaces"}
 
 
 def sharpness_of_networks(title: str, found: Sequence[Run], space: str) -> Table:
@@ -35,7 +33,7 @@ def sharpness_of_networks(title: str, found: Sequence[Run], space: str) -> Table
         found: runs of the paper's networks.
         space: ``"full"`` or ``"subspace"``.
     """
-    rows, notes = [], [*_conditions(found, space), *(note for run in found for note in data_notes(run))]
+    rows, notes = [], list(_conditions(found, space))
     for run in found:
         chosen = _chosen(run, space)
         rows += [_sharpness_row(run, space, case) for case in chosen]
@@ -65,14 +63,17 @@ def _conditions(found: Sequence[Run], space: str) -> Iterator[str]:
     elif any(run.name == "keskar-f1" for run in found):
         yield "Ratios are LB/SB of the means. F1, LB: the published values are left out; our copy of them is doubtful."
     for run in found:
-        yield from condition_notes(run.comparison)
+        yield from run_notes(run)
+        dimension = (run.comparison.conditions.get("analysis") or {}).get("subspace")
+        if space == "subspace" and dimension != SUBSPACE:
+            yield f"{run.label}: subspaces of {dimension or 'unknown'} dimensions; published: {SUBSPACE}."
 
 
 def _sharpness_row(run: Run, space: str, case: Case) -> list[Cell]:
     record = run.comparison
     epsilon = float(record.epsilon[case.epsilon])
     published = [published_sharpness(run.name, space, epsilon, regime) for regime in REGIMES]
-    measured = [over_seeds(record.sharpness[run.regime(regime), :, *case]) for regime in REGIMES]
+    measured = [over_seeds(values) for values in run.pair(record.sharpness[:, :, *case])]
     choices: list[Cell] = [str(record.batchnorm[case.batchnorm]), epsilon, str(record.maximiser[case.maximiser])]
     numbers = [*measured, ratio_of(*measured), *published, ratio_of(*published)]
     return [run.label, f"φ (%), {SPACES[space]}", *choices, *numbers]
@@ -81,10 +82,9 @@ def _sharpness_row(run: Run, space: str, case: Case) -> list[Cell]:
 def _companions(run: Run, chosen: Sequence[Case]) -> Iterator[list[Cell]]:
     """What φ must be read beside: its first-order part, the gradient, curvature, weight scale and distance."""
     record = run.comparison
-    small, large = (run.regime(regime) for regime in REGIMES)
 
     def row(measure: str, values: np.ndarray, batchnorm: str = "", epsilon: float | str = "") -> list[Cell]:
-        pair = over_seeds(values[small]), over_seeds(values[large])
+        pair = [over_seeds(known) for known in run.pair(values)]
         return [run.label, measure, batchnorm, epsilon, "", *pair, ratio_of(*pair), *3 * [""]]
 
     for mode, space, number in dict.fromkeys(case[:3] for case in chosen):
@@ -95,7 +95,7 @@ def _companions(run: Run, chosen: Sequence[Case]) -> Iterator[list[Cell]]:
     policy = str(record.conditions.get("batchnorm", ""))
     if record.pair.size:
         eigenvalue = row("λmax", record.eigenvalues[:, :, 0], policy)
-        yield [*eigenvalue[:5], certified(record, small), certified(record, large), *eigenvalue[7:]]
+        yield [*eigenvalue[:5], *(certified(record, run.regime(name)) for name in REGIMES), *eigenvalue[7:]]
     yield row(axis_label(record, "weight_norm"), record.weight_norm)
     yield row(axis_label(record, "distance"), record.distance)
     ratio: Summary = over_seeds(_distance_ratios(run))
@@ -111,16 +111,11 @@ def _verdicts(run: Run, space: str, chosen: Sequence[Case]) -> Iterator[str]:
     if not chosen:
         yield f"{run.where}: not measured in {SPACES[space]}."
         return
-    record, verdicts = run.comparison, []
-    for case in chosen:
-        batchnorm, epsilon = _choices(run, case.batchnorm, case.epsilon)
-        policy = "" if batchnorm == "none" else f", batch norm {batchnorm}"
-        where = f"{run.where}, ε = {epsilon:g}, {SPACES[space]}{policy}, {record.maximiser[case.maximiser]}"
-        small, large = (record.sharpness[run.regime(regime), :, *case] for regime in REGIMES)
-        published = ratio_of(*(published_sharpness(run.name, space, epsilon, regime) for regime in REGIMES))
-        verdicts.append(ordering(small, large).verdict)
-        yield sharper(where, small, large, published.value)
-    yield f"{run.where}: the paper's ordering holds in {verdicts.count('holds')} of {len(verdicts)} ways of measuring."
+    yield from (sharper(run, case) for case in chosen)
+    if not smoke_text(run.comparison.conditions):
+        verdicts = [ordering(*run.pair(run.comparison.sharpness[:, :, *case])).verdict for case in chosen]
+        held = f"{verdicts.count('holds')} of {len(verdicts)}"
+        yield f"{run.where}: the paper's ordering holds in {held} ways of measuring."
     yield from _first_order_notes(run, chosen)
 
 
@@ -146,7 +141,7 @@ def _curvature_note(run: Run) -> str:
     record = run.comparison
     if not record.pair.size:
         return f"{run.where}: λmax was not measured."
-    small, large = (record.eigenvalues[run.regime(regime), :, 0] for regime in REGIMES)
+    small, large = run.pair(record.eigenvalues[..., 0])
     ratio = ratio_of(over_seeds(small), over_seeds(large))
     return (
         f"{run.where}: λmax is larger at LB than at SB in {ordering(small, large).tally}; LB/SB = {ratio.text} "
@@ -155,7 +150,7 @@ def _curvature_note(run: Run) -> str:
 
 
 def _distance_ratios(run: Run) -> np.ndarray:
-    small, large = (run.comparison.distance[run.regime(regime)].astype(float) for regime in REGIMES)
+    small, large = run.pair(np.asarray(run.comparison.distance, float))
     return np.divide(small, large, out=np.full(small.shape, np.nan), where=large != 0)
 
 
