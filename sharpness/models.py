@@ -173,7 +173,10 @@ def build(name: str, shape: Sequence[int], classes: int, **options: object) -> n
         raise ShapeError(f"expected options of {name} among: {', '.join(allowed) or 'none'}; got {', '.join(unknown)}")
     if min(shape, default=0) < 1 or classes < 1:
         raise ShapeError(f"expected a shape of sizes >= 1 and classes >= 1; got {tuple(shape)} and {classes}")
-    return MODELS[name](tuple(shape), classes, **options)
+    try:
+        return MODELS[name](tuple(shape), classes, **options)
+    except TypeError as error:
+        raise ShapeError(f"expected options of {name} of the right kinds; got {options} ({error})") from error
 
 
 def _mlp(inputs: int, classes: int, *, widths: Sequence[int] = (128, 128), batchnorm: bool = True) -> nn.Sequential:

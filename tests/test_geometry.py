@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from torch import nn
 
 from sharpness.checkpoints import Minimizer
 from sharpness.errors import ShapeError
-from sharpness.geometry import Line, Plane, filter_normalised, random_plane
+from sharpness.geometry import Arc, Line, Plane, filter_normalised, random_plane
 from sharpness.params import ParamSpace, Point
 
 FEW = settings(max_examples=50, deadline=None, derandomize=True, database=None)
@@ -104,6 +106,82 @@ def test_ends_of_two_models_are_refused():
         Line(Point(vector(0.0), {"mean": vector(1.0)}), Point(vector(0.0), {"mean": vector(1.0, 2.0)}))
     with pytest.raises(ShapeError, match="Point, a Minimizer or a flat tensor"):
         Line([0.0], [1.0])
+
+
+# Arcs
+
+
+def test_the_ends_of_an_arc_are_the_points_themselves():
+    # sin and cos alone would give cos(π/2) = 6e-17 of the other end, and lose the sign of zero
+    a, b = Point(vector(1.0, -0.0)), Point(vector(float("inf"), 0.1), {"mean": vector(3.0)})
+    arc = Arc(a, b)
+    assert arc.at(0) is arc.at(0.0) is a
+    assert arc.at(1) is arc.at(1.0) is b
+
+
+@FEW
+@given(alpha=st.floats(-2, 3), angle=st.floats(0, 2 * math.pi), length=st.floats(0.125, 8))
+def test_an_arc_between_orthogonal_ends_of_equal_norm_is_one_of_a_circle(alpha, angle, length):
+    a = length * vector(math.cos(angle), math.sin(angle), 0.0)
+    b = length * vector(-math.sin(angle), math.cos(angle), 0.0)
+    theta = Arc(a, b).at(alpha).theta
+    # a handful of float64 roundings, each relative to the length
+    assert float(theta.norm()) == pytest.approx(length, rel=1e-14)
+    turned = angle + alpha * math.pi / 2
+    expected = length * vector(math.cos(turned), math.sin(turned), 0.0)
+    assert torch.allclose(theta, expected, rtol=0, atol=1e-14 * length)
+
+
+@FEW
+@given(a=st.lists(finite, min_size=3, max_size=3), b=st.lists(finite, min_size=3, max_size=3))
+def test_an_arc_passes_through_the_opposite_of_its_ends(a, b):
+    arc, a, b = Arc(vector(*a), vector(*b)), vector(*a), vector(*b)
+    size = 1e-15 * (a.abs().max() + b.abs().max())
+    for alpha, expected in ((2, -a), (-1, -b), (3, -b), (4, a), (-2, -a), (-3, b)):
+        # the angle is rounded relative to itself: sin π is 1e-16 and not 0
+        assert (arc.at(alpha).theta - expected).abs().max() <= abs(alpha) * size
+    halfway = arc.at(0.5).theta
+    assert (halfway - (a + b) / math.sqrt(2)).abs().max() <= size
+
+
+@FEW
+@given(alpha=st.floats(-2, 3), a=st.lists(finite, min_size=3, max_size=3), b=st.lists(finite, min_size=3, max_size=3))
+def test_the_reversed_arc_is_the_same_arc(alpha, a, b):
+    a, b = vector(*a), vector(*b)
+    # both angles are rounded, by 1e-16 of up to 3π/2
+    difference = Arc(a, b).at(alpha).theta - Arc(b, a).at(1 - alpha).theta
+    assert difference.abs().max() <= 4e-15 * (a.abs().max() + b.abs().max())
+
+
+@pytest.mark.parametrize("alpha", [-1, 0, 0.25, 0.5, 1, 2])
+def test_buffers_of_an_arc_are_those_of_the_line(alpha):
+    a = Point(vector(0.0), {"mean": vector(1.0, 2.0), "seen": torch.tensor(7), "frozen": vector(5.0)})
+    b = Point(vector(1.0), {"mean": vector(3.0, -2.0), "seen": torch.tensor(9)})
+    found, expected = (path(a, b).at(alpha).buffers for path in (Arc, Line))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    bare = Arc(vector(0.0), b).at(alpha).buffers
+    assert (bare is None) == (alpha != 1)
+
+
+def test_minimizers_are_ends_of_an_arc_and_keep_their_dtype():
+    first, second = network(), network().float()
+    arc = Arc(Minimizer.of(first), Minimizer.of(second))
+    assert torch.equal(arc.a.theta, Point.of(first, ParamSpace.of(first)).theta)
+    assert arc.b.theta.dtype == arc.at(0.5).theta.dtype == torch.float64
+    back = Arc(Minimizer.of(second), Minimizer.of(first))
+    assert back.at(0.5).theta.dtype == torch.float32
+
+
+def test_ends_of_two_models_make_no_arc():
+    with pytest.raises(ShapeError, match=r"\(2,\) and \(3,\)"):
+        Arc(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(ShapeError, match="flat vectors"):
+        Arc(torch.zeros(2, 2), torch.zeros(2, 2))
+    with pytest.raises(ShapeError, match=r"\(1,\) and \(2,\) for 'mean'"):
+        Arc(Point(vector(0.0), {"mean": vector(1.0)}), Point(vector(0.0), {"mean": vector(1.0, 2.0)}))
+    with pytest.raises(ShapeError, match="Point, a Minimizer or a flat tensor"):
+        Arc([0.0], [1.0])
 
 
 # Planes

@@ -113,7 +113,7 @@ class Experiment:
     def _starts_fit(self, known: list[str]) -> bool:
         for regime, start in self.starts.items():
             before, _, epoch = start.partition(AT)
-            if not (regime in known and before in known[: known.index(regime)] and epoch.isdigit()):
+            if not (regime in known and before in known[: known.index(regime)] and epoch.isdecimal()):
                 return False
             if int(epoch) not in self.kept_epochs:
                 return False

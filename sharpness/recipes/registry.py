@@ -15,6 +15,7 @@ from sharpness.data import load
 from sharpness.errors import CheckpointError, SchemaError, ShapeError
 from sharpness.objective import Problem
 from sharpness.recipes import critics, keskar
+from sharpness.recipes.experiment import Experiment
 from sharpness.recipes.recipe import Recipe
 from sharpness.recipes.small import DIGITS
 
@@ -83,6 +84,27 @@ def override(parameters: Any, changes: Mapping[str, Any], place: str = "") -> An
     return dataclasses.replace(parameters, **values)
 
 
+def restored(kind: Any, recorded: Mapping[str, Any]) -> Any:
+    """A dataclass from what ``dataclasses.asdict`` and JSON made of it; fields of a later release have their defaults.
+
+    >>> from sharpness.training import TrainingPlan
+    >>> restored(TrainingPlan, {"batch_size": 2, "epochs": 3, "augment": ["flip"]}).augment
+    ('flip',)
+    """
+    kinds, values = get_type_hints(kind), {}
+    for name, value in recorded.items():
+        if name not in kinds:
+            raise CheckpointError(f"expected parameters of {kind.__name__}; got {name!r}, of another release")
+        inner = get_args(kinds[name])
+        if dataclasses.is_dataclass(kinds[name]):
+            values[name] = restored(kinds[name], value)
+        elif isinstance(value, Mapping) and inner and dataclasses.is_dataclass(inner[-1]):
+            values[name] = {key: restored(inner[-1], entry) for key, entry in value.items()}
+        else:
+            values[name] = _tuples(value)
+    return kind(**values)
+
+
 def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> Problem:
     """The problem whose minimizer this is, rebuilt from its metadata.
 
@@ -95,8 +117,7 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
             f"expected a minimizer of one of the recipes {', '.join(RECIPES)}; got {metadata.get('recipe')!r}. "
             "Say what it belongs to: --problem FILE.py:NAME."
         )
-    recipe = RECIPES[metadata["recipe"]].at(metadata.get("scale"))
-    parameters = override(recipe.experiment, metadata["parameters"])
+    parameters = restored(Experiment, metadata["parameters"])
     data = load(parameters.data, data_dir)
     if data.fingerprint != metadata["data"]:
         raise CheckpointError(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, final
+from math import inf
+from typing import Any
 
 import numpy as np
 import torch
 
 from sharpness import store
+from sharpness.data import load
 from sharpness.errors import NonFiniteError, NotConvergedError, ShapeError
 from sharpness.geometry import filter_normalised
 from sharpness.journal import PENDING
 from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Objective
-from sharpness.operators import Hessian, SymmetricOperator
+from sharpness.operators import Hessian, Scaled, SymmetricOperator
 from sharpness.params import ParamSpace, Point
 from sharpness.random import normal
 from sharpness.recipes.analysis import AnalysisPlan, measured_on
@@ -25,7 +27,8 @@ from sharpness.recipes.trajectory import norm
 from sharpness.records import EigenPairs, Rescaling
 from sharpness.spectrum import eigenpairs
 
-COORDINATES = ("split", "factor", "status")
+COORDINATES = ("factor", "status")
+SAME = 1e-3  # of the largest output: more than float32 rounds, less than another function differs
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Rescale:
     layers: tuple[str, str] = ("0", "2")
 
     def __post_init__(self) -> None:
-        if not self.factors or min(self.factors) <= 0:
-            raise ShapeError(f"expected factors > 0; got {self.factors}")
+        if not self.factors or not all(0 < factor < inf for factor in self.factors):
+            raise ShapeError(f"expected factors > 0; got {self.factors}. All must be finite.")
         if self.experiment.trials != 1 or len(self.experiment.regimes) != 1:
             raise ShapeError(
                 f"expected one trial of one regime, whose network is rescaled; got {self.experiment.trials} trials "
@@ -54,42 +57,11 @@ class Rescale:
             )
 
 
-@final
-class Scaled(SymmetricOperator):
-    """D A D for a diagonal D.
-
-    >>> from sharpness.operators import Dense
-    >>> Scaled(Dense(torch.tensor([[2.0, 1.0], [1.0, 2.0]])), torch.tensor([1.0, 3.0])) @ torch.tensor([1.0, 1.0])
-    tensor([ 5., 21.])
-    """
-
-    def __init__(self, operator: SymmetricOperator, diagonal: torch.Tensor) -> None:
-        self._operator = operator
-        self._diagonal = diagonal.to(operator.device, operator.dtype)[:, None]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self._operator.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._operator.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._operator.device
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        return {**self._operator.conditions, "scaled": True}
-
-    def _product(self, vectors: torch.Tensor) -> torch.Tensor:
-        return self._diagonal * (self._operator @ (self._diagonal * vectors))
-
-
 def rescale(name: str, scale: str, parameters: Rescale, place: Place) -> Rescaling:
     """Train one network, then measure it at every factor, into ``out/rescaling.h5``, going on with what it holds."""
     experiment = parameters.experiment
+    untrained = experiment.problem(load(experiment.data, place.data_dir), experiment.seed)
+    _diagonal(ParamSpace.of(untrained.model), parameters.layers, 1.0)  # layers that are not there are refused first
     data, trials = train_regimes(name, scale, experiment, place)
     end = next(iter(trials[experiment.seed].ends.values()), None)
     if end is None:
@@ -126,7 +98,7 @@ class _Origin:
         """Everything at Tθ, and from θ what must come out there."""
         objective, plan = self.objective, self.plan
         there = Point(diagonal * self.point.theta, self.point.buffers)
-        hessian = Hessian(objective, there)
+        change, hessian = self._output_change(there), Hessian(objective, there)
         pairs = self._largest(hessian)
         predicted = self._largest(Scaled(Hessian(objective, self.point), 1 / diagonal))
         score = objective.evaluate(there)
@@ -138,7 +110,7 @@ class _Origin:
         return {
             "loss": score.loss,
             "accuracy": score.accuracy,
-            "output_change": self._output_change(there),
+            "output_change": change,
             "eigenvalue": pairs.eigenvalues[0],
             "residual": pairs.residuals[0],
             "predicted_eigenvalue": predicted.eigenvalues[0],
@@ -168,11 +140,18 @@ class _Origin:
     def _output_change(self, there: Point) -> float:
         """max |y(Tθ) − y(θ)| / max |y(θ)| over the examples measured on."""
         inputs, space = self.problem.train[0].to(self.objective.device), self.objective.space
-        before, after = (
-            torch.func.functional_call(self.problem.model.eval(), space.unflatten(point.theta), (inputs,)).double()
-            for point in (self.point, there)
-        )
-        return float((after - before).abs().max() / before.abs().max())
+        with torch.no_grad():
+            before, after = (
+                torch.func.functional_call(self.problem.model.eval(), space.unflatten(point.theta), (inputs,)).double()
+                for point in (self.point, there)
+            )
+        change = float((after - before).abs().max() / before.abs().max())
+        if change > SAME:
+            raise ShapeError(
+                f"expected two layers with only ReLU between them; rescaled, outputs change by {change:.2g} of the "
+                "largest. Name layers that follow each other."
+            )
+        return change
 
 
 def _diagonal(space: ParamSpace, layers: tuple[str, str], factor: float) -> torch.Tensor:

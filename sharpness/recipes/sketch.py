@@ -55,10 +55,10 @@ def sketch(name: str, scale: str, parameters: Sketch, place: Place) -> LineLosse
     """Both functions along the line of all θ, into ``out/sketch.h5``."""
     claim(place.out, {"recipe": name, "scale": scale, "parameters": dataclasses.asdict(parameters)})
     model, one = nn.Linear(1, 1, bias=False), torch.ones(1, 1)
-    objectives = {
-        split: Objective.from_module(model, parameters.loss, (one, torch.full((1, 1), shift)), dtype=torch.float64)[0]
-        for split, shift in (("training function", 0.0), ("testing function", parameters.shift))
-    }
+    objectives = {}
+    for split, shift in (("training function", 0.0), ("testing function", parameters.shift)):
+        data = (one, torch.full((1, 1), shift, dtype=torch.float64))
+        objectives[split], _ = Objective.from_module(model, parameters.loss, data, dtype=torch.float64)
     line = Line(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))  # α is θ
     record = evaluate_line(objectives, line, np.linspace(-3.0, 3.0, parameters.points))
     minima = {"flat": parameters.flat, "sharp": parameters.sharp}

@@ -116,7 +116,7 @@ def _begun(problem: Problem, start: str | None, folder: Path) -> Problem:
     if not file.exists():
         raise ShapeError(
             f"expected the iterate of {regime} after {epoch} epochs in {file}, to begin there; it is not there. "
-            f"Did {regime} stop before? Give it patience = 0, or begin earlier."
+            f"Did {regime} stop or diverge before? Give it patience = 0, a lower rate, or begin earlier."
         )
     model = copy.deepcopy(problem.model)
     load_minimizer(file).load_into(model)
@@ -140,7 +140,8 @@ def _trained(
         if epoch in kept:
             iterate.save(iterate_file(folder, epoch))
 
-    if not (rows.exists() and store.load(rows).stopped):  # a history is finished last
+    stopped = store.load(rows).stopped if rows.exists() else ""  # a history is finished last
+    if not stopped or not (file.exists() or stopped == DIVERGED):
         plan, problem = parameters.regimes[regime], _begun(problem, parameters.starts.get(regime), trial)
         objectives, _ = problem.objectives(device=place.device)
         with store.begin(rows, {"history": history_template(objectives, plan)})["history"] as journal:
