@@ -260,7 +260,7 @@ def test_a_start_that_training_did_not_reach_is_refused(tmp_path: Path) -> None:
     text = 'recipe = "keskar-warm-start"\nscale = "smoke"\n[sb]\npatience = 1\nimprovement = 0.9\n'
     (tmp_path / "recipe.toml").write_text(text)
     ended = invoke("train", tmp_path / "recipe.toml", "--out", tmp_path / "out")
-    assert refused(ended, 2, "the iterate of SB after 3 epochs", "Did SB stop before?")
+    assert refused(ended, 2, "the iterate of SB after 3 epochs", "Did SB stop or diverge before?")
     assert store.load(tmp_path / "out" / "seed-0" / "SB" / "history.h5").epoch.tolist() == [1, 2]
     assert not (tmp_path / "out" / "seed-0" / "LB-from-3").exists()
 

@@ -297,7 +297,9 @@ def test_the_global_generators_are_left_as_they_were(scheme):
         ("vgg9", IMAGE, {"conv_dropout": False}, "options of vgg9 among: width; got conv_dropout"),
         ("keskar-c2", IMAGE, {"depth": 3, "widths": 1}, "among: conv_dropout, width; got depth, widths"),
         ("keskar-c1", IMAGE, {"colour": 1}, "options of keskar-c1 among: width; got colour"),
-        ("keskar-f1", (784,), {"width": 1}, "options of keskar-f1 among: none; got width"),
+        ("keskar-f1", (784,), {"depth": 1}, "options of keskar-f1 among: width; got depth"),
+        ("digits-mlp", (64,), {"width": 1}, "options of digits-mlp among: none; got width"),
+        ("mlp", (3,), {"widths": "wide"}, "options of mlp of the right kinds"),
         ("mlp", (3,), {"width": 1}, "options of mlp among: widths, batchnorm; got width"),
     ],
 )
