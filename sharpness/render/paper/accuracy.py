@@ -49,12 +49,24 @@ def _figure(found: Sequence[Run]) -> Figure | None:
                     draw_accuracy(histories[run, regime], split, ax, **look)
             ax.set(title=run.label, xlabel=axis_label(History, "epoch"), ylabel=axis_label(History, "accuracy"))
             count_axis(ax)
+            _cut_off_beginning(ax)
         handles, labels = legend_entries(axes)
         columns = legend_columns(labels, figure.get_figwidth())
         figure.legend(handles, labels, loc="outside upper center", ncols=columns)
         means = "lines: means over trials, to the epoch that all reached"
-        set_figure_caption(figure, [means, "thin lines: single trials", *run_captions(found, list(NETWORKS))])
+        cut = "what lies below the axes belongs to the first tenth of the epochs"
+        set_figure_caption(figure, [means, "thin lines: single trials", cut, *run_captions(found, list(NETWORKS))])
     return figure
+
+
+def _cut_off_beginning(ax: Axes) -> None:
+    """An axis that shows where the curves part, at the end, and not how far they rise in the first epochs."""
+    curves = [np.asarray(line.get_ydata(), float) for line in ax.lines]
+    late = [curve[-(-curve.size // 10) :] for curve in curves]
+    values = np.concatenate([np.zeros(0), *late])
+    if values.size:
+        margin = 0.05 * max(np.ptp(values), 1e-3)
+        ax.set_ylim(values.min() - margin, values.max() + margin)
 
 
 def draw_accuracy(histories: Sequence[History], split: str, ax: Axes, whole: float = 1, **look: Any) -> None:
