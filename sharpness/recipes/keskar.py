@@ -96,7 +96,7 @@ F1 = _both(
         ),
     ),
     smoke("digits", "keskar-f1", pair(6, (2, 2), 0.5), **NARROW),
-    "60,000 images, SB 256, LB 6,000, 5 trials: about 4.5 h on one core (from 3 trials); GPU: not measured",
+    "60,000 images, SB 256, LB 6,000, 5 trials: about 3.5 h on one core (from 3 trials); GPU: not measured",
 )
 F2 = _both(
     "f2",
