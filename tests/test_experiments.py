@@ -800,3 +800,26 @@ def test_a_killed_experiment_ends_with_the_same_bits(
     assert results(tmp_path / "out") == results(runs.of(name))
     left, undisturbed = ({p.relative_to(out) for p in out.rglob("*")} for out in (tmp_path / "out", runs.of(name)))
     assert left == undisturbed
+
+
+# A regime that diverges
+
+
+def test_a_regime_that_diverges_is_a_row_of_nan_and_the_others_are_measured(tmp_path: Path) -> None:
+    text = 'recipe = "hoffer-longer"\nscale = "smoke"\n[lb-sqrt-rate]\nlearning_rate = 1e38'
+    (tmp_path / "recipe.toml").write_text(text)
+    out = tmp_path / "hoffer-longer"
+    for _ in range(2):  # the second start finds everything done
+        assert invoke("run", tmp_path / "recipe.toml", "--out", out, "--quiet").code == 0
+    found = store.load(out / "comparison.h5")
+    lost = found.regime.tolist().index("LB-sqrt-rate")
+    assert np.isnan(found.eigenvalues[lost]).all()
+    assert not found.converged[lost].any()
+    assert np.isfinite(np.delete(found.sharpness, lost, axis=0)).all()
+    assert found.conditions["diverged"] == ["LB-sqrt-rate, seed 0"]
+    assert store.load(out / "seed-0" / "LB-sqrt-rate" / "history.h5").stopped == "diverged"
+    assert not (out / "seed-0" / "LB-sqrt-rate" / "minimizer.safetensors").exists()
+    assert (
+        "training diverged, and nothing was measured, in LB-sqrt-rate, seed 0"
+        in (out / "figures" / "table.md").read_text()
+    )

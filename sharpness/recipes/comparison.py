@@ -73,21 +73,32 @@ def compare(
         batch_size=np.array(sizes),
         warm_epochs=np.array([parameters.warm_epochs(regime) for regime in regimes]),
         recipe=name,
-        conditions={
-            "scale": scale,
-            "data": parameters.data,
-            "model": parameters.model,
-            "model_options": dict(parameters.model_options),
-            "initialisation": parameters.initialisation,
-            "statistics": parameters.statistics,
-            "diverged": [f"{r}, seed {s}" for s, trial in trials.items() for r in regimes if r not in trial.ends],
-            "plans": {regime: dataclasses.asdict(plan) for regime, plan in parameters.regimes.items()},
-            "train_examples": examples,
-            "test_examples": objectives["test"].examples,
-            "training": objectives["train"].conditions,
-            "batchnorm": "eval" if objectives["train"].has_batchnorm else "none",
-            "analysis": dataclasses.asdict(parameters.analysis),
-            "probe_passed": all(found.eigenpairs.probe_passed for found in measured.values()),
-            "measured_on": f"{min(parameters.analysis.examples or examples, examples)} training examples",
-        },
+        conditions={"scale": scale, **_conditions(parameters, objectives, trials, measured)},
     )
+
+
+def _conditions(
+    parameters: Experiment,
+    objectives: dict[str, Objective],
+    trials: Mapping[int, Trial],
+    measured: Mapping[tuple[int, str], Analysis],
+) -> dict[str, Any]:
+    """What was trained, how it was measured, and what came to nothing."""
+    train, regimes = objectives["train"], parameters.regimes
+    examples = train.examples
+    return {
+        "data": parameters.data,
+        "model": parameters.model,
+        "model_options": dict(parameters.model_options),
+        "initialisation": parameters.initialisation,
+        "statistics": parameters.statistics,
+        "diverged": [f"{r}, seed {s}" for s, trial in trials.items() for r in regimes if r not in trial.ends],
+        "plans": {regime: dataclasses.asdict(plan) for regime, plan in parameters.regimes.items()},
+        "train_examples": examples,
+        "test_examples": objectives["test"].examples,
+        "training": train.conditions,
+        "batchnorm": "eval" if train.has_batchnorm else "none",
+        "analysis": dataclasses.asdict(parameters.analysis),
+        "probe_passed": all(found.eigenpairs.probe_passed for found in measured.values()),
+        "measured_on": f"{min(parameters.analysis.examples or examples, examples)} training examples",
+    }

@@ -77,13 +77,15 @@ def condition_notes(record: Comparison) -> list[str]:
 
 
 def failures(record: Comparison) -> Iterator[str]:
-    """What did not converge, by regime, and whether a probe found a missed eigenpair."""
+    """What did not converge, by regime, what diverged, and whether a probe found a missed eigenpair."""
     converged = np.asarray(record.converged, dtype=bool) | np.isnan(record.eigenvalues)
     for regime, flags in zip(record.regime, converged, strict=True):
         failed = int((~flags).any(axis=1).sum())
         if failed:
             number = f"{failed} of {counted(record.seed.size, 'trial')}"
             yield f"{record.recipe}, {regime}: eigenvalues that did not converge in {number}."
+    if diverged := record.conditions.get("diverged"):
+        yield f"{record.recipe}: training diverged, and nothing was measured, in {'; '.join(diverged)}."
     if record.conditions.get("probe_passed") is False:
         yield f"{record.recipe}: the probe for missed eigenpairs found one; λmax may be larger."
 
