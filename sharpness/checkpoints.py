@@ -57,7 +57,7 @@ class Minimizer:
         """Write one safetensors file, complete or not at all."""
         header = {"format": FORMAT, "parameters": list(self.parameters), "metadata": dict(self.metadata)}
         tensors = {name: t.contiguous() for name, t in {**self.parameters, **self.buffers}.items()}
-        return write_atomically(path, save(tensors, {"sharpness": json.dumps(header)}))
+        return write_atomically(path, save(tensors, {"sharpness": json.dumps(header, sort_keys=True)}))
 
     def load_into(self, module: nn.Module) -> None:
         """Copy the values into ``module``, which must have exactly these names and shapes."""

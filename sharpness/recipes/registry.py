@@ -117,7 +117,9 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
             f"expected a minimizer of one of the recipes {', '.join(RECIPES)}; got {metadata.get('recipe')!r}. "
             "Say what it belongs to: --problem FILE.py:NAME."
         )
-    parameters = restored(Experiment, metadata["parameters"])
+    recorded = dict(metadata["parameters"])
+    order = metadata.get("regimes", recorded["regimes"])  # which the metadata's sorted mappings have lost
+    parameters = restored(Experiment, {**recorded, "regimes": {name: recorded["regimes"][name] for name in order}})
     data = load(parameters.data, data_dir)
     if data.fingerprint != metadata["data"]:
         raise CheckpointError(

@@ -96,6 +96,7 @@ def run(name: str, scale: str, parameters: Experiment, place: Place) -> Comparis
 def _trial(parameters: Experiment, data: Data, seed: int, about: Mapping[str, Any], place: Place) -> Trial:
     """One seed's start and the minimizer of every regime."""
     problem, folder = parameters.problem(data, seed, place.dtype), place.out / f"seed-{seed}"
+    about = {**about, "regimes": list(parameters.regimes)}  # in order, which a minimizer's sorted metadata lose
     start = Minimizer.of(problem.model, {**about, "regime": "start", "seed": seed})
     if not (folder / "start.safetensors").exists():
         start.save(folder / "start.safetensors")
