@@ -15,6 +15,12 @@ import numpy as np
 
 NATS, FRACTION, PERCENT, ONE = "nat", "1", "percent", "1"
 
+# Labels of what several records hold
+STATUS = "0 pending, 1 done, 2 not finite"
+BY_LBFGSB, BY_SIGN_ASCENT = (f"ε-sharpness by {how}, a lower bound" for how in ("L-BFGS-B", "sign ascent"))
+SLOPE, GRADIENT = "first-order part of the ε-sharpness", "gradient norm ‖g‖"
+WEIGHTS, DISTANCE = "weight norm ‖θ‖", "distance from the start ‖θ − θ₀‖"
+
 
 def variable(*dims: str, unit: str = ONE, label: str, default: Any = dataclasses.MISSING) -> Any:
     """A result with named dimensions; a variable named like its only dimension is that dimension's coordinate.
@@ -78,7 +84,7 @@ class History:
     loss: np.ndarray = variable("split", "epoch", unit=NATS, label="loss")
     accuracy: np.ndarray = variable("split", "epoch", unit=FRACTION, label="accuracy")
     learning_rate: np.ndarray = variable("epoch", label="learning rate")
-    status: np.ndarray = variable("epoch", label="0 pending, 1 done, 2 not finite")
+    status: np.ndarray = variable("epoch", label=STATUS)
     batch_size: int = setting("examples in a mini-batch")
     stopped: str = setting("why training ended", "")
     conditions: Mapping[str, Any] = conditions()
@@ -158,10 +164,10 @@ class EpsilonSharpness:
     restart_iterations: np.ndarray = variable("restart", label="L-BFGS-B iterations that ran")
     restart_evaluations: np.ndarray = variable("restart", label="evaluations of loss and gradient")
     restart_stronger: np.ndarray = variable("restart", unit=PERCENT, label="ε-sharpness by sign ascent")
-    sharpness: float = variable(unit=PERCENT, label="ε-sharpness by L-BFGS-B, a lower bound")
+    sharpness: float = variable(unit=PERCENT, label=BY_LBFGSB)
     stronger: float = variable(unit=PERCENT, label="ε-sharpness by the stronger maximiser, a lower bound")
-    first_order: float = variable(unit=PERCENT, label="first-order part of the ε-sharpness")
-    gradient_norm: float = variable(label="gradient norm ‖g‖")
+    first_order: float = variable(unit=PERCENT, label=SLOPE)
+    gradient_norm: float = variable(label=GRADIENT)
     value: float = variable(unit=NATS, label="loss at the point")
     epsilon: float = setting("relative half-width ε of the box")
     subspace: int = setting("dimension of the random subspace; 0 is the full space")
@@ -184,7 +190,7 @@ class LineLosses:
     alpha: np.ndarray = variable("alpha", label="α")
     loss: np.ndarray = variable("split", "alpha", unit=NATS, label="loss")
     accuracy: np.ndarray = variable("split", "alpha", unit=FRACTION, label="accuracy")
-    status: np.ndarray = variable("alpha", label="0 pending, 1 done, 2 not finite")
+    status: np.ndarray = variable("alpha", label=STATUS)
     batchnorm: str = setting("treatment of batch-norm statistics")
     start: str = setting("SHA-256 of θ at α = 0")
     end: str = setting("SHA-256 of θ at α = 1")
@@ -202,7 +208,7 @@ class PlaneLosses:
     beta: np.ndarray = variable("beta", label="β")
     loss: np.ndarray = variable("split", "alpha", "beta", unit=NATS, label="loss")
     accuracy: np.ndarray = variable("split", "alpha", "beta", unit=FRACTION, label="accuracy")
-    status: np.ndarray = variable("beta", label="0 pending, 1 done, 2 not finite")
+    status: np.ndarray = variable("beta", label=STATUS)
     batchnorm: str = setting("treatment of batch-norm statistics")
     origin: str = setting("SHA-256 of θ at α = β = 0")
     first: str = setting("SHA-256 of the direction along α")
@@ -228,18 +234,16 @@ class Comparison:
     eigenvalues: np.ndarray = variable("regime", "seed", "pair", label="eigenvalue")
     residuals: np.ndarray = variable("regime", "seed", "pair", label="residual, checked by an exact product")
     converged: np.ndarray = variable("regime", "seed", "pair", label="residual within tolerance")
-    gradient_norm: np.ndarray = variable("regime", "seed", "batchnorm", label="gradient norm ‖g‖")
+    gradient_norm: np.ndarray = variable("regime", "seed", "batchnorm", label=GRADIENT)
     sharpness: np.ndarray = variable(
         "regime", "seed", "batchnorm", "space", "epsilon", "maximiser", unit=PERCENT, label="ε-sharpness"
     )
     spread: np.ndarray = variable(
         "regime", "seed", "batchnorm", "space", "epsilon", unit=PERCENT, label="spread of L-BFGS-B over its starts"
     )
-    first_order: np.ndarray = variable(
-        "regime", "seed", "batchnorm", "space", "epsilon", unit=PERCENT, label="first-order part of the ε-sharpness"
-    )
-    distance: np.ndarray = variable("regime", "seed", label="distance from the start ‖θ − θ₀‖")
-    weight_norm: np.ndarray = variable("regime", "seed", label="weight norm ‖θ‖")
+    first_order: np.ndarray = variable("regime", "seed", "batchnorm", "space", "epsilon", unit=PERCENT, label=SLOPE)
+    distance: np.ndarray = variable("regime", "seed", label=DISTANCE)
+    weight_norm: np.ndarray = variable("regime", "seed", label=WEIGHTS)
     epochs: np.ndarray = variable("regime", "seed", label="epochs trained")
     batch_size: np.ndarray | None = variable("regime", label="examples in a mini-batch", default=None)
     warm_epochs: np.ndarray | None = variable("regime", label="epochs of another regime before", default=None)
@@ -256,13 +260,13 @@ class Trajectory:
     epoch: np.ndarray = variable("epoch", label="epoch")
     loss: np.ndarray = variable("split", "epoch", unit=NATS, label="loss")
     accuracy: np.ndarray = variable("split", "epoch", unit=FRACTION, label="accuracy")
-    sharpness: np.ndarray = variable("epoch", unit=PERCENT, label="ε-sharpness by L-BFGS-B, a lower bound")
-    stronger: np.ndarray = variable("epoch", unit=PERCENT, label="ε-sharpness by sign ascent, a lower bound")
-    first_order: np.ndarray = variable("epoch", unit=PERCENT, label="first-order part of the ε-sharpness")
-    gradient_norm: np.ndarray = variable("epoch", label="gradient norm ‖g‖")
-    weight_norm: np.ndarray = variable("epoch", label="weight norm ‖θ‖")
-    distance: np.ndarray = variable("epoch", label="distance from the start ‖θ − θ₀‖")
-    status: np.ndarray = variable("epoch", label="0 pending, 1 done, 2 not finite")
+    sharpness: np.ndarray = variable("epoch", unit=PERCENT, label=BY_LBFGSB)
+    stronger: np.ndarray = variable("epoch", unit=PERCENT, label=BY_SIGN_ASCENT)
+    first_order: np.ndarray = variable("epoch", unit=PERCENT, label=SLOPE)
+    gradient_norm: np.ndarray = variable("epoch", label=GRADIENT)
+    weight_norm: np.ndarray = variable("epoch", label=WEIGHTS)
+    distance: np.ndarray = variable("epoch", label=DISTANCE)
+    status: np.ndarray = variable("epoch", label=STATUS)
     epsilon: float = setting("relative half-width ε of the box, full space")
     batchnorm: str = setting("treatment of batch-norm statistics")
     iterations: int = setting("iteration limit of the maximisers")
@@ -286,14 +290,14 @@ class Rescaling:
     residual: np.ndarray = variable("factor", label="residual of λmax")
     predicted_eigenvalue: np.ndarray = variable("factor", label="λmax of T⁻¹HT⁻¹ at the original point")
     predicted_residual: np.ndarray = variable("factor", label="residual of the predicted λmax")
-    sharpness: np.ndarray = variable("factor", unit=PERCENT, label="ε-sharpness by L-BFGS-B, a lower bound")
-    stronger: np.ndarray = variable("factor", unit=PERCENT, label="ε-sharpness by sign ascent, a lower bound")
-    first_order: np.ndarray = variable("factor", unit=PERCENT, label="first-order part of the ε-sharpness")
+    sharpness: np.ndarray = variable("factor", unit=PERCENT, label=BY_LBFGSB)
+    stronger: np.ndarray = variable("factor", unit=PERCENT, label=BY_SIGN_ASCENT)
+    first_order: np.ndarray = variable("factor", unit=PERCENT, label=SLOPE)
     predicted_first_order: np.ndarray = variable("factor", unit=PERCENT, label="the same from the original point")
-    gradient_norm: np.ndarray = variable("factor", label="gradient norm ‖g‖")
-    weight_norm: np.ndarray = variable("factor", label="weight norm ‖θ‖")
+    gradient_norm: np.ndarray = variable("factor", label=GRADIENT)
+    weight_norm: np.ndarray = variable("factor", label=WEIGHTS)
     filter_curvature: np.ndarray = variable("factor", label="curvature dᵀHd along a filter-normalised direction d")
-    status: np.ndarray = variable("factor", label="0 pending, 1 done, 2 not finite")
+    status: np.ndarray = variable("factor", label=STATUS)
     epsilon: float = setting("relative half-width ε of the box, full space")
     layers: str = setting("the layers rescaled by α and by 1/α")
     recipe: str = setting("recipe")

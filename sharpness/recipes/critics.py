@@ -12,7 +12,7 @@ from typing import Any
 
 from sharpness.recipes.analysis import AnalysisPlan
 from sharpness.recipes.experiment import Experiment, smoke
-from sharpness.recipes.keskar import BARE, FEW, NARROW, SWEEP
+from sharpness.recipes.keskar import BARE, FEW, NARROW, REDUCED_F1, SWEEP
 from sharpness.recipes.recipe import Recipe, Scale
 from sharpness.recipes.rescaling import Rescale, rescale
 from sharpness.training import TrainingPlan
@@ -169,15 +169,7 @@ HOFFER = Recipe(
     {
         "reduced": Scale(
             "6,000 images of MNIST, SB 26, LB 416, 20 epochs (longer: 320), 2 trials: about half an hour (estimated)",
-            Experiment(
-                "mnist",
-                "keskar-f1",
-                **adapted(_base(26, 20, (5, 10, 15)), 416, 16, 26, 16),
-                train_examples=6000,
-                trials=2,
-                threads=1,
-                **SWEEP,
-            ),
+            Experiment(**REDUCED_F1, **SWEEP, **adapted(_base(26, 20, (5, 10, 15)), 416, 16, 26, 16), trials=2),
         ),
         "paper": Scale(
             "60,000 images, SB 256, LB 4,096, 50 epochs (longer: 800), 5 trials: for a GPU (not measured)",

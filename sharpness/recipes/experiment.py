@@ -76,7 +76,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         points = (self.line_points, self.curve_points, self.plane_points, self.profile_points)
-        known = list(self.regimes)
+        known, sizes = list(self.regimes), (self.train_examples, self.test_examples)
         named = [*self.followed, *(name for pair in self.lines for name in pair)]
         wrong = [
             f"{name} = {value!r} ({expected})"
@@ -91,7 +91,7 @@ class Experiment:
                 ("initialisation", self.initialisation, "pytorch or glorot", self.initialisation in SCHEMES),
                 ("trials", self.trials, ">= 1", self.trials >= 1),
                 ("points", points, "0, or 2 and more", all(number == 0 or number >= 2 for number in points)),
-                ("examples", (self.train_examples, self.test_examples), ">= 0", self._sizes_fit),
+                ("examples", sizes, ">= 0", min(sizes) >= 0),
                 ("kept_epochs", self.kept_epochs, ">= 1", all(epoch >= 1 for epoch in self.kept_epochs)),
                 ("threads", self.threads, ">= 0", self.threads >= 0),
             )
@@ -99,10 +99,6 @@ class Experiment:
         ]
         if wrong:
             raise ShapeError("expected an experiment within range; got " + "; ".join(wrong))
-
-    @property
-    def _sizes_fit(self) -> bool:
-        return self.train_examples >= 0 and self.test_examples >= 0
 
     def kept(self, regime: str, seed: int) -> set[int]:
         """The epochs of a regime whose iterates are needed later."""
@@ -159,7 +155,7 @@ def smoke(data: str, model: str, regimes: Mapping[str, TrainingPlan], **changes:
 
 
 def _laid_out(inputs: torch.Tensor) -> torch.Tensor:
-    """Images with their channels last in memory, where convolutions take two thirds of the time on a CPU."""
+    """Images with their channels last in memory, the order in which convolutions are faster on a CPU."""
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 

@@ -28,6 +28,9 @@ PAPER = AnalysisPlan(restarts=1)
 FEW = AnalysisPlan(eigenpairs=1, epsilons=(1e-3,), subspace=0, restarts=1)
 """For sweeps: λmax and the paper's ε-sharpness in the full space, at the larger ε."""
 
+Settings = Mapping[str, Any]
+
+REDUCED_F1: Settings = {"data": "mnist", "model": "keskar-f1", "train_examples": 6000, "threads": 1}
 NARROW: dict[str, Any] = {"model_options": {"width": 16}}
 BARE: dict[str, Any] = {"statistics": "recomputed", "lines": (), "line_points": 0}
 SWEEP: dict[str, Any] = {"analysis": FEW, **BARE}
@@ -56,7 +59,9 @@ def _convolutional(network: str, classes: int, deep: bool) -> Recipe:
     generated = "generated-images" + ("-100" if classes == 100 else "")
     start: dict[str, Any] = {"initialisation": "glorot"}
     width: dict[str, Any] = {"model_options": {"width": 0.25}} if deep else {}
-    narrow = ", a quarter of the width: an hour or two (estimated)" if deep else ": about an hour on two cores"
+    narrow = (
+        ", a quarter of the width: an hour or two (estimated)" if deep else ": about an hour on two cores (estimated)"
+    )
     return _both(
         network,
         f"SB 256 against LB 5,000, the {'deep' if deep else 'shallow'} convolutional network on CIFAR-{classes}",
@@ -86,17 +91,10 @@ F1 = _both(
     Experiment("mnist", "keskar-f1", pair(256, (100, 200), **UNTIL_DONE), analysis=PAPER, threads=1),
     Scale(
         "6,000 images, SB 26, LB 600, 3 trials: about 20 min on one core (estimated)",
-        Experiment(
-            "mnist",
-            "keskar-f1",
-            pair(26, (100, 200), **UNTIL_DONE),
-            train_examples=6000,
-            analysis=PAPER,
-            threads=1,
-        ),
+        Experiment(**REDUCED_F1, regimes=pair(26, (100, 200), **UNTIL_DONE), analysis=PAPER),
     ),
     smoke("digits", "keskar-f1", pair(6, (2, 2), 0.5), **NARROW),
-    "60,000 images, SB 256, LB 6,000, 5 trials: about 3.5 h on one core (from 3 trials); GPU: not measured",
+    "60,000 images, SB 256, LB 6,000, 5 trials: about 4 h on one core (from 3 trials); GPU: not measured",
 )
 F2 = _both(
     "f2",
@@ -115,6 +113,19 @@ CONVOLUTIONAL = tuple(
 )
 
 
+def _sweep(
+    name: str, summary: str, reduced: tuple[str, Settings], paper: tuple[str, Settings], tiny: Settings, trials: int = 5
+) -> Recipe:
+    """A recipe of many regimes: C1 on CIFAR-10 at the paper's scale, F1 on MNIST below it; each with its cost."""
+    whole: Settings = {"data": "cifar10", "model": "keskar-c1", "initialisation": "glorot", "trials": trials}
+    scales = {
+        "reduced": Scale(reduced[0], Experiment(**REDUCED_F1, **SWEEP, **{"trials": 2, **reduced[1]})),
+        "paper": Scale(paper[0], Experiment(**whole, **SWEEP, **paper[1])),
+        "smoke": Scale("seconds", smoke("digits", "keskar-f1", **BARE, **NARROW, **tiny)),
+    }
+    return Recipe(name, summary, scales)
+
+
 # Figure 4: batch sizes
 
 
@@ -123,35 +134,18 @@ def sizes(batch_sizes: Iterable[int], epochs: int) -> dict[str, TrainingPlan]:
     return {str(size): TrainingPlan(batch_size=size, epochs=epochs) for size in batch_sizes}
 
 
-BATCH_SIZES = Recipe(
+BATCH_SIZES = _sweep(
     "keskar-batch-sizes",
     "Test accuracy and sharpness against batch size, C1 on CIFAR-10 (Figure 4)",
-    {
-        "reduced": Scale(
-            "F1 on 6,000 images of MNIST, 8 batch sizes, 30 epochs, 2 trials: about 15 min on one core (estimated)",
-            Experiment(
-                "mnist",
-                "keskar-f1",
-                sizes((16, 32, 64, 128, 256, 600, 1500, 6000), 30),
-                train_examples=6000,
-                trials=2,
-                **SWEEP,
-                threads=1,
-            ),
-        ),
-        "paper": Scale(
-            "C1 on 50,000 images, 10 batch sizes, 100 epochs, 5 trials: for a GPU (not measured)",
-            Experiment(
-                "cifar10",
-                "keskar-c1",
-                sizes((64, 128, 256, 500, 1000, 2000, 5000, 10000, 25000, 50000), 100),
-                initialisation="glorot",
-                trials=5,
-                **SWEEP,
-            ),
-        ),
-        "smoke": Scale("seconds", smoke("digits", "keskar-f1", sizes((6, 20, 60), 2), **BARE, **NARROW)),
-    },
+    (
+        "F1 on 6,000 images of MNIST, 8 batch sizes, 30 epochs, 2 trials: about 15 min on one core (estimated)",
+        {"regimes": sizes((16, 32, 64, 128, 256, 600, 1500, 6000), 30)},
+    ),
+    (
+        "C1 on 50,000 images, 10 batch sizes, 100 epochs, 5 trials: for a GPU (not measured)",
+        {"regimes": sizes((64, 128, 256, 500, 1000, 2000, 5000, 10000, 25000, 50000), 100)},
+    ),
+    {"regimes": sizes((6, 20, 60), 2)},
 )
 
 # Figure 5: warm starts
@@ -167,72 +161,45 @@ def warm(small: TrainingPlan, large: TrainingPlan, epochs: Iterable[int]) -> dic
     }
 
 
-WARM_START = Recipe(
+WARM_START = _sweep(
     "keskar-warm-start",
     "LB from the iterates of SB: accuracy and sharpness against SB epochs, C1 on CIFAR-10 (Figure 5)",
-    {
-        "reduced": Scale(
-            "F1 on 6,000 images of MNIST, 7 starts, 30 epochs each, 2 trials: about 12 min on one core (estimated)",
-            Experiment(
-                "mnist",
-                "keskar-f1",
-                **warm(TrainingPlan(26, 30), TrainingPlan(0.1, 30), (0, 1, 2, 5, 10, 20, 30)),
-                train_examples=6000,
-                trials=2,
-                threads=1,
-                **SWEEP,
-            ),
-        ),
-        "paper": Scale(
-            "C1 on 50,000 images, from each of 100 epochs, 100 epochs each: for a GPU (not measured)",
-            Experiment(
-                "cifar10",
-                "keskar-c1",
-                **warm(TrainingPlan(256, 100), TrainingPlan(0.1, 100), range(101)),
-                initialisation="glorot",
-                trials=1,
-                **SWEEP,
-            ),
-        ),
-        "smoke": Scale(
-            "seconds",
-            smoke("digits", "keskar-f1", **warm(TrainingPlan(6, 3), TrainingPlan(0.5, 2), (0, 1, 3)), **BARE, **NARROW),
-        ),
-    },
+    (
+        "F1 on 6,000 images of MNIST, 7 starts, 30 epochs each, 2 trials: about 12 min on one core (estimated)",
+        warm(TrainingPlan(26, 30), TrainingPlan(0.1, 30), (0, 1, 2, 5, 10, 20, 30)),
+    ),
+    (
+        "C1 on 50,000 images, from each of 100 epochs, 100 epochs each: for a GPU (not measured)",
+        warm(TrainingPlan(256, 100), TrainingPlan(0.1, 100), range(101)),
+    ),
+    warm(TrainingPlan(6, 3), TrainingPlan(0.5, 2), (0, 1, 3)),
+    trials=1,
 )
 
 # Figure 7: the curved path
+
+
+def _curves(small: int, images: int) -> Experiment:
+    """F1 on so many images of MNIST, and both paths at twice the usual resolution."""
+    return Experiment(
+        **{**REDUCED_F1, "train_examples": images},
+        regimes=pair(small, (100, 200), **UNTIL_DONE),
+        trials=1,
+        analysis=FEW,
+        line_points=49,
+        curve_points=49,
+    )
+
 
 CURVES = Recipe(
     "keskar-curves",
     "Loss along the curved path from SB to LB beside the straight one, F1 on MNIST (Figure 7)",
     {
         "reduced": Scale(
-            "6,000 images, SB 26, LB 600, 1 trial: about 3 min on one core (estimated)",
-            Experiment(
-                "mnist",
-                "keskar-f1",
-                pair(26, (100, 200), **UNTIL_DONE),
-                train_examples=6000,
-                trials=1,
-                analysis=FEW,
-                line_points=49,
-                curve_points=49,
-                threads=1,
-            ),
+            "6,000 images, SB 26, LB 600, 1 trial: about 3 min on one core (estimated)", _curves(26, 6000)
         ),
         "paper": Scale(
-            "60,000 images, SB 256, LB 6,000, 1 trial: about half an hour on one core (estimated)",
-            Experiment(
-                "mnist",
-                "keskar-f1",
-                pair(256, (100, 200), **UNTIL_DONE),
-                trials=1,
-                analysis=FEW,
-                line_points=49,
-                curve_points=49,
-                threads=1,
-            ),
+            "60,000 images, SB 256, LB 6,000, 1 trial: about half an hour on one core (estimated)", _curves(256, 0)
         ),
         "smoke": Scale("seconds", smoke("digits", "keskar-f1", pair(6, (2, 2), 0.5), curve_points=4, **NARROW)),
     },
@@ -259,38 +226,18 @@ def remedies(plans: Mapping[str, TrainingPlan], augment: tuple[str, ...], streng
 
 
 MOVED = ("translate", "rotate", "shear")
-REMEDIES = Recipe(
+REMEDIES = _sweep(
     "keskar-remedies",
     "LB with data augmentation, conservative, adversarial and robust training: accuracy and sharpness (Section 5)",
-    {
-        "reduced": Scale(
-            "F1 on 6,000 images of MNIST, SB 26, LB 600, at most 60 and 120 epochs, 2 trials: half an hour (estimated)",
-            Experiment(
-                "mnist",
-                "keskar-f1",
-                remedies(pair(26, (60, 120), **UNTIL_DONE), MOVED, 0.05),
-                train_examples=6000,
-                trials=2,
-                **SWEEP,
-                threads=1,
-            ),
-        ),
-        "paper": Scale(
-            "C1 on 50,000 images, SB 256, LB 5,000, at most 200 and 400 epochs, 5 trials: for a GPU (not measured)",
-            Experiment(
-                "cifar10",
-                "keskar-c1",
-                remedies(pair(256, (200, 400), **UNTIL_DONE), ("flip", *MOVED), 4 / 255),
-                initialisation="glorot",
-                trials=5,
-                **SWEEP,
-            ),
-        ),
-        "smoke": Scale(
-            "seconds",
-            smoke("digits", "keskar-f1", remedies(pair(6, (2, 2), 0.5), MOVED, 0.05), **BARE, **NARROW),
-        ),
-    },
+    (
+        "F1 on 6,000 images of MNIST, SB 26, LB 600, at most 60 and 120 epochs, 2 trials: half an hour (estimated)",
+        {"regimes": remedies(pair(26, (60, 120), **UNTIL_DONE), MOVED, 0.05)},
+    ),
+    (
+        "C1 on 50,000 images, SB 256, LB 5,000, at most 200 and 400 epochs, 5 trials: for a GPU (not measured)",
+        {"regimes": remedies(pair(256, (200, 400), **UNTIL_DONE), ("flip", *MOVED), 4 / 255)},
+    ),
+    {"regimes": remedies(pair(6, (2, 2), 0.5), MOVED, 0.05)},
 )
 
 RECIPES = (F1, F2, *CONVOLUTIONAL, BATCH_SIZES, WARM_START, CURVES, REMEDIES, SKETCH)

@@ -60,17 +60,16 @@ class Rescale:
 def rescale(name: str, scale: str, parameters: Rescale, place: Place) -> Rescaling:
     """Train one network, then measure it at every factor, into ``out/rescaling.h5``, going on with what it holds."""
     experiment = parameters.experiment
-    untrained = experiment.problem(load(experiment.data, place.data_dir), experiment.seed)
-    _diagonal(ParamSpace.of(untrained.model), parameters.layers, 1.0)  # layers that are not there are refused first
-    data, trials = train_regimes(name, scale, experiment, place)
+    problem = experiment.problem(load(experiment.data, place.data_dir), experiment.seed, place.dtype)
+    _diagonal(ParamSpace.of(problem.model), parameters.layers, 1.0)  # layers that are not there are refused first
+    _, trials = train_regimes(name, scale, experiment, place)
     end = next(iter(trials[experiment.seed].ends.values()), None)
     if end is None:
         raise NonFiniteError("expected a network to rescale; its training diverged. Lower the learning rate.")
-    trained = experiment.problem(data, experiment.seed, place.dtype)
-    part = measured_on(trained, experiment.analysis.examples)
+    part = measured_on(problem, experiment.analysis.examples)
     objectives, _ = part.objectives(device=place.device)
     objective, progress = objectives["train"], place.report("rescaled networks")
-    template = _template(name, scale, parameters, objective, len(trained.train[1]))
+    template = _template(name, scale, parameters, objective, len(problem.train[1]))
     with (
         cpu_threads(experiment.threads),
         store.begin(place.out / "rescaling.h5", {"rescaling": template})["rescaling"] as journal,
