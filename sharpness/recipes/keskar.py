@@ -59,9 +59,7 @@ def _convolutional(network: str, classes: int, deep: bool) -> Recipe:
     generated = "generated-images" + ("-100" if classes == 100 else "")
     start: dict[str, Any] = {"initialisation": "glorot"}
     width: dict[str, Any] = {"model_options": {"width": 0.25}} if deep else {}
-    narrow = (
-        ", a quarter of the width: an hour or two (estimated)" if deep else ": about an hour on two cores (estimated)"
-    )
+    narrow = ", a quarter of the width: hours (estimated)" if deep else ": about 2.5 h on one core, beside other work"
     return _both(
         network,
         f"SB 256 against LB 5,000, the {'deep' if deep else 'shallow'} convolutional network on CIFAR-{classes}",
@@ -138,7 +136,7 @@ BATCH_SIZES = _sweep(
     "keskar-batch-sizes",
     "Test accuracy and sharpness against batch size, C1 on CIFAR-10 (Figure 4)",
     (
-        "F1 on 6,000 images of MNIST, 8 batch sizes, 30 epochs, 2 trials: about 15 min on one core (estimated)",
+        "F1 on 6,000 images of MNIST, 8 batch sizes, 30 epochs, 2 trials: 23 min on one core",
         {"regimes": sizes((16, 32, 64, 128, 256, 600, 1500, 6000), 30)},
     ),
     (
