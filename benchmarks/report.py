@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sharpness.provenance import package_version, provenance
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch")
+PEERS = ("PyHessian", "hessian-eigenthings", "curvlinops-for-pytorch", "loss-landscapes")
 ONE_THREAD = ("digits-mlp", "resnet20")  # small enough that a second thread mostly waits
 OVERVIEW = "overview"  # the part that comes first
 SHORTEST = 0.02  # seconds one sample should last: shorter runs are called several times for each

@@ -113,12 +113,14 @@ def ready(workload: Workload, args: argparse.Namespace) -> Workload:
     return replace(workload, module=module, inputs=inputs, targets=targets, batch_size=batch_size)
 
 
-def digits(args: argparse.Namespace, hidden: tuple[int, ...] = (128, 128)) -> Workload:
-    """All 1,797 digits and a ReLU network without batch norm."""
+def digits(args: argparse.Namespace, hidden: tuple[int, ...] = (128, 128), *, batchnorm: bool = False) -> Workload:
+    """All 1,797 digits and a ReLU network, by default without batch norm."""
     data = load("digits")
     inputs, targets = (torch.cat(parts) for parts in zip(data.train, data.test, strict=True))
-    module = initialised(partial(mlp, [64, *hidden, 10]), seed=SEED)
-    weights = _weights("digits-mlp", module, _epochs(inputs, targets, 64), 60 * 29, args)
+    module = initialised(partial(mlp, [64, *hidden, 10], batchnorm=batchnorm), seed=SEED)
+    weights = _weights(
+        "digits-mlp-batchnorm" if batchnorm else "digits-mlp", module, _epochs(inputs, targets, 64), 60 * 29, args
+    )
     return Workload("digits-mlp", module, inputs, targets, len(inputs), f"{weights}, all digits")
 
 

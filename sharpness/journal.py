@@ -1,7 +1,8 @@
 """Where a long computation commits rows as they are done, and reads back what an earlier start has left.
 
-A journal holds columns of fixed length along one axis, the row axis, and a ``status`` per row: 0 pending, 1 done,
-2 done but not finite. In memory and in HDF5 it behaves the same.
+A journal holds columns of fixed size and a ``status`` for each row: 0 pending, 1 done, 2 done but not finite, 3 left
+out. Rows run along the last axis of each column, or over its last axes, as on a plane, where they are counted in C
+order. In memory and in HDF5 a journal behaves the same.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-PENDING, DONE, NOT_FINITE = 0, 1, 2
+from sharpness.errors import SchemaError
+
+PENDING, DONE, NOT_FINITE, LEFT_OUT = 0, 1, 2, 3
 CHUNK_ENTRIES = 2**28  # of one row of a column: HDF5 takes chunks below 4 GiB
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # netCDF-4's mark of a dimension without values
 
 
 class Journal(ABC):
-    """Rows of named columns; the row axis is each column's last."""
+    """Rows of named columns; the axes of ``status`` are each column's last."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -30,7 +33,7 @@ class Journal(ABC):
     @property
     @abstractmethod
     def status(self) -> np.ndarray:
-        """uint8 of shape (rows,): 0 pending, 1 done, 2 not finite. A copy."""
+        """uint8, one for each row: 0 pending, 1 done, 2 not finite, 3 left out. A copy, in the shape of the rows."""
 
     @abstractmethod
     def column(self, name: str) -> np.ndarray:
@@ -45,21 +48,33 @@ class Journal(ABC):
     def notes(self) -> dict[str, bool]:
         """What records made of these rows must say about how they came to be; for most, nothing."""
 
+    @property
     @abstractmethod
-    def _write(self, rows: range, values: Mapping[str, Any], status: int) -> None: ...
+    def conditions(self) -> dict[str, Any]:
+        """Under which choices the rows hold, where the journal knows."""
 
-    def commit(self, row: int | range, values: Mapping[str, Any], *, finite: bool | None = None) -> None:
-        """Store one row, or several neighbours with their values along the last axis; together they survive a kill.
+    @abstractmethod
+    def _write(self, rows: Sequence[int], values: Mapping[str, Any], status: np.ndarray) -> None: ...
 
-        ``finite`` decides between status 1 and 2; by default every value has to be finite.
+    def commit(
+        self, row: int | Sequence[int], values: Mapping[str, Any], *, finite: bool | np.ndarray | None = None
+    ) -> None:
+        """Store one row, or several with their values along the last axis; together they survive a kill.
+
+        ``finite``, for all rows or for each, decides between status 1 and 2; by default every value has to be finite.
         """
         if finite is None:
             finite = all(np.isfinite(value).all() for value in values.values())
-        if not isinstance(row, range):
-            row, values = range(row, row + 1), {name: np.asarray(value)[..., None] for name, value in values.items()}
-        if not 0 <= row.start <= row.stop <= len(self):
+        if isinstance(row, (int, np.integer)):
+            row, values = [int(row)], {name: np.asarray(value)[..., None] for name, value in values.items()}
+        if len(row) and not 0 <= min(row) <= max(row) < len(self):
             raise IndexError(f"expected rows of a journal of {len(self)}; got {row}")
-        self._write(row, values, DONE if finite else NOT_FINITE)
+        self._write(row, values, np.where(np.broadcast_to(finite, len(row)), DONE, NOT_FINITE))
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Mark rows as not to be computed."""
+        if rows:
+            self._write(rows, {}, np.full(len(rows), LEFT_OUT))
 
 
 class MemoryJournal(Journal):
@@ -71,12 +86,12 @@ class MemoryJournal(Journal):
     ([0, 1, 0], [0.5, 0.7])
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray], rows: int) -> None:
+    def __init__(self, columns: Mapping[str, np.ndarray], rows: int | tuple[int, ...]) -> None:
         self._columns = {name: np.array(values) for name, values in columns.items()}
         self._status = np.zeros(rows, np.uint8)
 
     def __len__(self) -> int:
-        return len(self._status)
+        return self._status.size
 
     @property
     def status(self) -> np.ndarray:
@@ -86,16 +101,22 @@ class MemoryJournal(Journal):
         return self._columns[name].copy()
 
     def row(self, name: str, row: int) -> np.ndarray:
-        return self._columns[name][..., row].copy()
+        found: np.ndarray = self._columns[name][_place(row, self._status.shape)]
+        return found.copy()
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {}
 
     @property
     def notes(self) -> dict[str, bool]:
         return {}
 
-    def _write(self, rows: range, values: Mapping[str, Any], status: int) -> None:
+    def _write(self, rows: Sequence[int], values: Mapping[str, Any], status: np.ndarray) -> None:
+        places: tuple[Any, ...] = np.unravel_index(np.asarray(rows, int), self._status.shape)
         for name, value in values.items():
-            self._columns[name][..., rows.start : rows.stop] = value
-        self._status[rows.start : rows.stop] = status
+            self._columns[name][(..., *places)] = value
+        self._status[places] = status
 
 
 class HDF5Journal(Journal):
@@ -107,10 +128,13 @@ class HDF5Journal(Journal):
 
     def __init__(self, path: Path, group: str) -> None:
         self._name = group
-        self._file = h5py.File(path, "r+")
+        try:
+            self._file = h5py.File(path, "r+")
+        except BlockingIOError as error:
+            raise SchemaError(f"expected {path} for writing; another process is writing it. Wait for it") from error
 
     def __len__(self) -> int:
-        return self._group["status"].shape[0]
+        return self._group["status"].size
 
     @property
     def _group(self) -> h5py.Group:
@@ -124,11 +148,10 @@ class HDF5Journal(Journal):
         return self._group[name][...]
 
     def row(self, name: str, row: int) -> np.ndarray:
-        return self._group[name][..., row]
+        return self._group[name][_place(row, self._group["status"].shape)]
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Under which choices the rows hold, as the file says."""
         return json.loads(self._group.attrs["conditions"])
 
     @property
@@ -140,16 +163,21 @@ class HDF5Journal(Journal):
         self._group.attrs.modify(name, np.uint8(1))
         self._file.flush()
 
-    def _write(self, rows: range, values: Mapping[str, Any], status: int) -> None:
-        everywhere = slice(rows.start, rows.stop)
-        if self._group["status"][everywhere].any():
-            self._group["status"][everywhere] = PENDING
+    def _write(self, rows: Sequence[int], values: Mapping[str, Any], status: np.ndarray) -> None:
+        flags = self._group["status"]
+        places = [_place(row, flags.shape)[1:] for row in rows]
+        again = [place for place in places if flags[place]]
+        for place in again:
+            flags[place] = PENDING
+        if again:
             self._file.flush()
         for name, value in values.items():
-            for index, row in enumerate(rows):  # one by one: HDF5 is slow to write several chunks of a column at once
-                self._group[name][..., row] = value[..., index]
+            column = self._group[name]
+            for index, place in enumerate(places):  # one by one: HDF5 is slow to write several chunks at once
+                column[(..., *place)] = value[..., index]
         self._file.flush()
-        self._group["status"][everywhere] = status
+        for place, flag in zip(places, status, strict=True):
+            flags[place] = flag
         self._file.flush()
 
     def close(self) -> None:
@@ -160,6 +188,11 @@ class HDF5Journal(Journal):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _place(row: int, shape: tuple[int, ...]) -> Any:
+    """The index of a row in a column whose last axes are the rows' own, of this shape."""
+    return (..., *(int(index) for index in np.unravel_index(row, shape)))
 
 
 class Column(NamedTuple):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from sharpness import foreign
 from sharpness.errors import SchemaError
 from sharpness.files import write_atomically
 from sharpness.journal import HDF5Journal
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT, SCHEMA_VERSION = "sharpness", 1
 DAMAGE = (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError)  # as h5py and JSON report it
-PLAN = ("device", "threads", "chunk_size", "last_chunk", "chunks")
+PLAN = ("device", "threads", "chunk_size", "last_chunk", "chunks", "points_at_once")
 NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."  # netCDF-4's mark of a dimension without values
 
 
@@ -103,15 +104,19 @@ def _difference(template: Any, found: Any) -> str:
     """In which coordinate or choice two records of one computation differ; empty if in none."""
     if type(template) is not type(found):
         return f"it holds {found.kind!r} instead of {template.kind!r}"
-    theirs = {v.name: v for v in variables(found)}
-    for mine in variables(template):
-        if mine.dims == (mine.name,) and not np.array_equal(mine.values, theirs[mine.name].values):
+    ours, theirs = _coordinates(template), _coordinates(found)
+    for name, mine in {**theirs, **ours}.items():
+        if not (name in ours and name in theirs and np.array_equal(mine.values, theirs[name].values)):
             return f"{mine.label} differs"
     for name, value in settings(template).items():
         if value != (other := getattr(found, name)):
             return f"{name} is {other!r} there and {value!r} here"
     here, there = (_binding(json.loads(_json(dict(record.conditions)))) for record in (template, found))
     return "" if here == there else f"its conditions are {there} there and {here} here"
+
+
+def _coordinates(record: Any) -> dict[str, Variable]:
+    return {column.name: column for column in variables(record) if column.dims == (column.name,)}
 
 
 def _binding(conditions: Any) -> Any:
@@ -128,13 +133,14 @@ def _write_record(group: h5py.Group, record: Any) -> None:
     _write_attributes(group, {"kind": record.kind, **settings(record), "conditions": _json(dict(record.conditions))})
     columns = list(variables(record))
     sizes = {dim: size for column in columns for dim, size in zip(column.dims, column.values.shape, strict=True)}
-    coordinates = {column.name for column in columns if column.dims == (column.name,)}
-    for number, (dim, size) in enumerate(sizes.items()):
+    coordinates = _coordinates(record)
+    for dim, size in sizes.items():
         if dim not in coordinates:  # a dimension that has a length but no values
             group.create_dataset(dim, data=np.zeros(size, np.float32)).make_scale(f"{NO_VARIABLE}{size:10d}")
-            group[dim].attrs["_Netcdf4Dimid"] = number
     for column in sorted(columns, key=lambda c: c.name not in coordinates):
         _write_variable(group, column, column.name in coordinates)
+    for number, dim in enumerate(sizes):
+        group[dim].attrs["_Netcdf4Dimid"] = number
 
 
 def _write_variable(group: h5py.Group, column: Variable, is_coordinate: bool) -> None:
@@ -147,7 +153,8 @@ def _write_variable(group: h5py.Group, column: Variable, is_coordinate: bool) ->
     if values.dtype == bool:
         dataset.attrs["dtype"] = "bool"  # xarray's own mark, by which flags come back as such
     if column.name == "status":
-        dataset.attrs.update({"flag_values": np.array([0, 1, 2], np.uint8), "flag_meanings": "pending done not_finite"})
+        flags = {"flag_values": np.arange(4, dtype=np.uint8), "flag_meanings": "pending done not_finite left_out"}
+        dataset.attrs.update(flags)
     if is_coordinate:
         dataset.make_scale(column.name)
         return
@@ -181,13 +188,12 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise SchemaError(f"expected a results file at {path}; there is {'a folder' if path.is_dir() else 'none'}")
     try:
-        with h5py.File(path, "r") as file:
+        # unlocked, so that a file in progress can be drawn: all that changes in it is values, each row's status last
+        with h5py.File(path, "r", locking=False) as file:
             _check_format(file, path)
             yield file
     except SchemaError:
         raise
-    except BlockingIOError as error:
-        raise SchemaError(f"expected {path} for reading; another process is writing it. Try again later") from error
     except DAMAGE as error:
         raise SchemaError(
             f"expected a complete HDF5 file at {path}; it is damaged or something else ({error})"
@@ -197,7 +203,9 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 def _check_format(file: h5py.File, path: Path) -> None:
     kind, version = file.attrs.get("format"), file.attrs.get("schema_version")
     if kind != FORMAT:
-        raise SchemaError(f"expected a file with format {FORMAT!r} at {path}; its format is {kind!r}")
+        raise SchemaError(
+            f"expected a file with format {FORMAT!r} at {path}; its format is {kind!r}. {foreign.advice(file)}".rstrip()
+        )
     if version != SCHEMA_VERSION:
         raise SchemaError(
             f"expected schema version {SCHEMA_VERSION} in {path}; it has version {version}. "

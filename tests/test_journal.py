@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharpness import store
-from sharpness.journal import DONE, NOT_FINITE, PENDING, HDF5Journal, MemoryJournal
+from sharpness.journal import DONE, LEFT_OUT, NOT_FINITE, PENDING, HDF5Journal, MemoryJournal
 from sharpness.records import LineLosses, PlaneLosses
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True, database=None)
@@ -30,17 +30,17 @@ def line(rows, splits=2):
     )  # fmt: skip
 
 
-def plane(rows, across=3):
-    empty = np.full((1, across, rows), np.nan)
+def plane(across=3, along=2):
+    empty = np.full((1, across, along), np.nan)
     return PlaneLosses(
-        split=np.array(["train"]), alpha=np.arange(across, dtype=float), beta=np.arange(rows, dtype=float),
-        loss=empty, accuracy=empty.copy(), status=np.zeros(rows, np.uint8), batchnorm="none",
+        split=np.array(["train"]), alpha=np.arange(across, dtype=float), beta=np.arange(along, dtype=float),
+        loss=empty, accuracy=empty.copy(), status=np.zeros((across, along), np.uint8), batchnorm="none",
         origin="a", first="b", second="c",
     )  # fmt: skip
 
 
 def in_memory(record):
-    return MemoryJournal({"loss": record.loss, "accuracy": record.accuracy}, len(record.status))
+    return MemoryJournal({"loss": record.loss, "accuracy": record.accuracy}, record.status.shape)
 
 
 @pytest.fixture(params=["memory", "hdf5"])
@@ -99,6 +99,50 @@ def test_neighbouring_rows_are_committed_together(journal):
     assert journal.notes == {}
 
 
+def test_scattered_rows_are_committed_together_each_finite_or_not(journal):
+    values = np.array([[0.3, np.inf, 0.1], [0.6, 0.5, 0.4]])
+    journal.commit([3, 0, 1], {"loss": values}, finite=np.isfinite(values).all(axis=0))
+    assert journal.status.tolist() == [NOT_FINITE, DONE, PENDING, DONE]
+    for row, expected in ((3, [0.3, 0.6]), (0, [np.inf, 0.5]), (1, [0.1, 0.4])):
+        assert journal.row("loss", row).tolist() == expected
+    assert np.isnan(journal.column("accuracy")).all()
+    journal.commit([], {"loss": np.zeros((2, 0))})
+    journal.commit(np.int64(2), {"loss": np.array([0.7, 0.8])})  # as np.flatnonzero gives rows
+    assert journal.status.tolist() == [NOT_FINITE, DONE, DONE, DONE]
+    assert journal.row("loss", 2).tolist() == [0.7, 0.8]
+
+
+def test_rows_that_are_left_out_have_no_values(journal):
+    journal.commit(1, {"loss": np.zeros(2), "accuracy": np.zeros(2)})
+    journal.leave_out([0, 3])
+    journal.leave_out([])
+    assert journal.status.tolist() == [LEFT_OUT, DONE, PENDING, LEFT_OUT]
+    assert np.isnan(journal.column("loss")[:, [0, 2, 3]]).all()
+
+
+@pytest.mark.parametrize("kind", ["memory", "hdf5"])
+def test_rows_over_two_axes_are_counted_in_c_order(tmp_path, kind):
+    if kind == "memory":
+        journal = in_memory(plane(3, 4))
+    else:
+        journal = store.begin(tmp_path / "plane.h5", {"plane": plane(3, 4)})["plane"]
+    assert (len(journal), journal.status.shape) == (12, (3, 4))
+    for row in (0, 3, 4, 11):
+        journal.commit(row, {"loss": np.array([row / 8])})
+    journal.commit([7, 2], {"loss": np.array([[0.75, np.nan]])}, finite=np.array([True, False]))
+    journal.leave_out([1])
+    status, loss = journal.status, journal.column("loss")[0]
+    assert status.tolist() == [[1, 3, 2, 1], [1, 0, 0, 1], [0, 0, 0, 1]]
+    assert np.array_equal(loss.reshape(-1)[[0, 3, 4, 11, 7, 2]], [0, 0.375, 0.5, 1.375, 0.75, np.nan], equal_nan=True)
+    assert np.isnan(loss[status != DONE]).all()
+    assert journal.row("loss", 7).tolist() == [0.75]
+    with pytest.raises(IndexError):
+        journal.commit(12, {"loss": np.zeros(1)})
+    if kind == "hdf5":
+        journal.close()
+        assert store.load(tmp_path / "plane.h5").status.tolist() == status.tolist()
+
+
 def test_what_is_read_is_a_copy(journal):
     journal.status[:] = DONE
     journal.column("loss")[:] = 5.0
@@ -109,6 +153,9 @@ def test_what_is_read_is_a_copy(journal):
 
 def test_rows_and_columns_that_are_not_there_are_refused(journal):
     for rows in (4, -1, range(3, 5)):
+        with pytest.raises(IndexError):
+            journal.commit(rows, {"loss": np.zeros((2, 2))})
+    for rows in ([0, 4], [-1, 0], np.int64(4)):
         with pytest.raises(IndexError):
             journal.commit(rows, {"loss": np.zeros((2, 2))})
     with pytest.raises(KeyError):
@@ -126,16 +173,19 @@ def test_a_memory_journal_leaves_its_columns_to_the_caller():
 
 @FEW
 @given(
-    commits=st.lists(st.tuples(st.integers(0, 4), st.lists(number, min_size=6, max_size=6)), max_size=8),
+    commits=st.lists(
+        st.tuples(st.lists(st.integers(0, 5), max_size=6, unique=True), st.lists(number, min_size=12, max_size=12)),
+        max_size=8,
+    ),
     reopen=st.booleans(),
 )
 def test_memory_and_hdf5_are_indistinguishable_to_the_bit(tmp_path_factory, commits, reopen):
     path = tmp_path_factory.mktemp("journal") / "plane.h5"
-    mine, theirs = in_memory(plane(5)), store.begin(path, {"plane": plane(5)})["plane"]
-    for row, values in commits:
-        block = np.array(values).reshape(1, 3, 2)
+    mine, theirs = in_memory(plane(3, 2)), store.begin(path, {"plane": plane(3, 2)})["plane"]
+    for rows, values in commits:
+        loss, accuracy = np.array(values).reshape(2, 1, 6)[..., : len(rows)]
         for journal in (mine, theirs):
-            journal.commit(row, {"loss": block[..., 0], "accuracy": block[..., 1]})
+            journal.commit(rows, {"loss": loss, "accuracy": accuracy}, finite=np.isfinite(loss[0]))
         if reopen:
             theirs.close()
             theirs = HDF5Journal(path, "plane")
@@ -181,16 +231,31 @@ def test_the_values_of_a_row_are_in_the_file_before_its_status(tmp_path, monkeyp
     assert seen == [([0.25, 0.5], PENDING), ([0.25, 0.5], DONE)]
 
 
+def test_the_values_of_all_rows_of_a_commit_are_in_the_file_before_the_first_status(tmp_path, monkeypatch):
+    path, seen, flush = tmp_path / "plane.h5", [], h5py.File.flush
+
+    def watched(file):
+        flush(file)
+        found = on_disk(path, tmp_path)
+        seen.append((found.loss.reshape(-1)[[1, 2, 4]].tolist(), found.status.reshape(-1).tolist()))
+
+    with store.begin(path, {"plane": plane(3, 2)})["plane"] as journal:
+        monkeypatch.setattr(h5py.File, "flush", watched)
+        journal.commit([4, 1, 2], {"loss": np.array([[0.25, 0.5, 0.75]])})
+        monkeypatch.undo()
+    assert seen == [([0.5, 0.75, 0.25], [0] * 6), ([0.5, 0.75, 0.25], [0, 1, 1, 0, 1, 0])]
+
+
 def test_several_journals_of_one_file_keep_apart(tmp_path):
-    journals = store.begin(tmp_path / "two.h5", {"line": line(2), "plane": plane(3)})
+    journals = store.begin(tmp_path / "two.h5", {"line": line(2), "plane": plane(3, 2)})
     journals["line"].commit(1, {"loss": np.array([1.0, 2.0])})
-    journals["plane"].commit(0, {"loss": np.array([[3.0, 4.0, 5.0]])})
+    journals["plane"].commit([0, 2, 5], {"loss": np.array([[3.0, 4.0, 5.0]])})
     for journal in journals.values():
         journal.close()
     found = store.load(tmp_path / "two.h5")
     assert found["line"].status.tolist() == [0, 1]
-    assert found["plane"].status.tolist() == [1, 0, 0]
-    assert found["plane"].loss[0, :, 0].tolist() == [3.0, 4.0, 5.0]
+    assert found["plane"].status.tolist() == [[1, 0], [1, 0], [0, 1]]
+    assert found["plane"].loss[0][found["plane"].status == DONE].tolist() == [3.0, 4.0, 5.0]
 
 
 ROWS, SPLITS = 120_000, 3  # ten times what a pipe holds reports of: no writer gets done before it is killed

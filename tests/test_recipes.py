@@ -119,7 +119,7 @@ def test_a_run_leaves_these_files_and_no_others(small_run: SmallRun) -> None:
     measured = ("history.h5", "eigenpairs.h5", "sharpness.h5", "plane.h5", "minimizer.safetensors")
     expected = {"run.json", "comparison.h5", "seed-0/line.h5", "seed-0/start.safetensors"}
     expected |= {f"seed-0/{regime}/{name}" for regime in ("SB", "LB") for name in measured}
-    stems = ("comparison", "table", "line", "seed-0-history", "seed-0-plane")
+    stems = ("comparison", "table", "line", "seed-0-history", "seed-0-plane", "seed-0-plane-surface")
     expected |= {f"figures/{stem}.{ending}" for stem in stems for ending in ("svg", "pdf", "png")}
     expected |= {f"figures/table.{ending}" for ending in ("md", "csv", "tex")}
     assert {str(p.relative_to(small_run.out)) for p in small_run.out.rglob("*") if p.is_file()} == expected
@@ -159,7 +159,7 @@ def check_described(file: Path) -> None:
                 assert variable.attrs["long_name"]
             if "status" in data:
                 assert data["status"].dtype == np.uint8
-                assert data["status"].attrs["flag_values"].tolist() == [0, 1, 2]
+                assert data["status"].attrs["flag_values"].tolist() == [0, 1, 2, 3]
 
 
 def test_every_file_of_a_run_is_described(small_run: SmallRun) -> None:

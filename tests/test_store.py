@@ -48,7 +48,7 @@ def example(kind, seed=0, **replaced):
             if dims == (item.name,) and item.name in NAMES:
                 value = np.array(NAMES[item.name])
             elif item.name == "status":
-                value = (np.arange(*shape) % 3).astype(np.uint8)
+                value = (np.arange(np.prod(shape)) % 3).astype(np.uint8).reshape(shape)
             elif item.name == "converged":
                 value = draw.random(shape) < 0.5
             elif dims == (item.name,):
@@ -193,8 +193,8 @@ def test_flags_are_uint8_with_their_meanings(tmp_path):
     store.save({"line": example("line"), "eigenpairs": example("eigenpairs")}, tmp_path / "r.h5")
     with h5py.File(tmp_path / "r.h5") as file:
         assert file["line/status"].dtype == file["eigenpairs/converged"].dtype == np.uint8
-        assert file["line/status"].attrs["flag_meanings"] == "pending done not_finite"
-        assert file["line/status"].attrs["flag_values"].tolist() == [0, 1, 2]
+        assert file["line/status"].attrs["flag_meanings"] == "pending done not_finite left_out"
+        assert file["line/status"].attrs["flag_values"].tolist() == [0, 1, 2, 3]
         assert file["eigenpairs"].attrs["probe_passed"].dtype == np.uint8
         assert [d.label or d[0].name for d in file["line/loss"].dims] == ["/line/split", "/line/alpha"]
 
@@ -220,6 +220,36 @@ def test_files_load_where_torch_cannot_be_imported(tmp_path):
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["(2,", "3)", "None"]
     assert_same(store.load(tmp_path / "copy.h5"), example("line"))
+
+
+# Files of earlier releases
+
+
+def test_a_plane_of_an_earlier_release_with_a_status_for_every_beta_is_read(tmp_path):
+    path, loss = tmp_path / "old.h5", np.array([[[1.0, np.nan], [2.0, np.nan], [np.inf, np.nan]]])
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"format": "sharpness", "schema_version": 1})
+        group = file.create_group("plane")
+        group.attrs.update({"kind": "plane", "conditions": "{}"})
+        group.attrs.update({"batchnorm": "none", "origin": "a", "first": "b", "second": "c"})
+        group.create_dataset("split", data=np.array(["train"], object), dtype=h5py.string_dtype())
+        for name, values in {"alpha": [0.0, 1, 2], "beta": [5.0, 6], "loss": loss, "accuracy": loss}.items():
+            group.create_dataset(name, data=values)
+        group.create_dataset("status", data=np.array([2, 0], np.uint8))
+        for name, dims in {"loss": ("split", "alpha", "beta"), "status": ("beta",)}.items():
+            for axis, dim in enumerate(dims):
+                group[dim].is_scale or group[dim].make_scale(dim)
+                group[name].dims[axis].attach_scale(group[dim])
+    before, found = path.read_bytes(), store.load(path)
+    assert found.status.tolist() == [[2, 0]] * 3
+    assert found.status.dtype == np.uint8
+    assert np.array_equal(found.loss, loss, equal_nan=True)
+    assert (found.share, found.mark, found.length, found.directions) == (1.0, None, None, "")
+    assert np.isnan(found.cosine)
+    assert_same(store.load(store.save(found, tmp_path / "new.h5")), found)
+    with pytest.raises(SchemaError, match="directions is '' there"):  # its rows are others: not to be gone on with
+        store.begin(path, {"plane": dataclasses.replace(found, directions="given directions")})
+    assert path.read_bytes() == before
 
 
 # Where it comes from
@@ -438,6 +468,44 @@ def test_begin_refuses_another_computation_and_leaves_the_file(tmp_path):
             store.begin(path, templates)
         assert str(path) in str(caught.value)
         assert path.read_bytes() == before
+
+
+def plane(across=3, along=2, **replaced):
+    empty = np.full((1, across, along), np.nan)
+    values = {
+        "split": np.array(["train"]), "alpha": np.arange(float(across)), "beta": np.arange(float(along)),
+        "loss": empty, "accuracy": empty, "status": np.zeros((across, along), np.uint8), "batchnorm": "none",
+        "origin": "a", "first": "b", "second": "c",
+    }  # fmt: skip
+    return PlaneLosses(**{**values, **replaced})
+
+
+def test_begin_goes_on_where_only_rounding_or_the_execution_plan_differ(tmp_path):
+    path, plan = tmp_path / "plane.h5", {"points_at_once": 1, "train": {"threads": 1, "l2": 0.0}}
+    store.begin(path, {"plane": plane(cosine=1e-17, conditions=plan)})["plane"].close()
+    other = {"points_at_once": 8, "train": {"threads": 2, "l2": 0.0}}
+    for template in (plane(cosine=2e-17, conditions=other), plane(cosine=np.nan, conditions=plan)):
+        with store.begin(path, {"plane": template})["plane"] as journal:
+            assert journal.conditions == plan
+    with pytest.raises(SchemaError, match="its conditions are .*'l2': 0.0.* there and .*'l2': 0.5.* here"):
+        store.begin(path, {"plane": plane(conditions={"train": {"l2": 0.5}})})
+
+
+@pytest.mark.parametrize("name", ["mark", "epoch"])
+def test_begin_refuses_other_marks_and_marks_where_there_were_none(tmp_path, name):
+    one, other = {"mark": ("a", "b"), "epoch": (1.0, 2.0)}[name]
+    bare, marked, moved = plane(), plane(**{name: np.array([one])}), plane(**{name: np.array([other])})
+    for first in (bare, marked):
+        path = tmp_path / f"{first is bare}.h5"
+        store.begin(path, {"plane": first})["plane"].close()
+        before = path.read_bytes()
+        for second in (bare, marked, moved):
+            if second is first:
+                store.begin(path, {"plane": second})["plane"].close()
+                continue
+            with pytest.raises(SchemaError, match=f"{'point' if name == 'mark' else 'epoch'} differs"):
+                store.begin(path, {"plane": second})
+            assert path.read_bytes() == before
 
 
 def test_begin_refuses_a_damaged_file_and_leaves_it(saved):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sharpness.cli import exchange
 from sharpness.cli.tables import (
     SHARPNESS_HEAD,
     analysis_rows,
@@ -15,6 +16,8 @@ from sharpness.cli.tables import (
     grouped,
     loss_rows,
     result_table,
+    shape_numbers,
+    shape_rows,
     sharpness_rows,
 )
 from sharpness.cli.terminal import Common, Terminal, command
@@ -27,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(exchange.app)
 EXPERIMENTS, CHECKPOINTS, FILES, MACHINE = "Experiments", "Your checkpoints", "Results", "This machine"
 
 DataDir = Annotated[
@@ -171,40 +175,84 @@ def analyze(
 def landscape(
     common: Common,
     terminal: Terminal,
-    checkpoints: Annotated[list[Path], typer.Argument(help="One: random plane. Two: line. Three: plane through them.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(help="By default one: random plane. Two: line. Three: plane through them. More: trajectory."),
+    ],
     problem: Foreign = None,
     data_dir: DataDir = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Of two: line, arc, bezier, polygon (trained). Of each: profiles, random, eigenvectors. Of two or "
+            "three: through. Of three or more: trajectory."
+        ),
+    ] = "",
     points: Annotated[int, typer.Option(help="Points along each axis.", min=2)] = 25,
-    low: Annotated[float | None, typer.Option(help="First coordinate. [default: -1]")] = None,
-    high: Annotated[float | None, typer.Option(help="Last coordinate. [default: 2, for a random plane 1]")] = None,
+    low: Annotated[float | None, typer.Option(help="First coordinate. [default: by the kind]")] = None,
+    high: Annotated[float | None, typer.Option(help="Last coordinate. [default: by the kind]")] = None,
+    normalise: Annotated[
+        str, typer.Option(help="Random directions by filter, layer, model, weight or none.")
+    ] = "filter",
+    hold: Annotated[bool, typer.Option(help="Biases and norm layers stay along random directions.")] = True,
+    directions: Annotated[int, typer.Option(help="Random lines from each point, of profiles.", min=1)] = 20,
+    share: Annotated[float, typer.Option(help="Of a plane's points to evaluate at most, coarse to fine.")] = 1.0,
+    batchnorm: Annotated[str | None, typer.Option(help="recompute, eval or batch. [default: recompute]")] = None,
+    bends: Annotated[int, typer.Option(help="Of a trained curve.", min=1)] = 1,
+    epochs: Annotated[int, typer.Option(help="Of training a curve.", min=1)] = 60,
+    convexity: Annotated[bool, typer.Option(help="Smallest and largest eigenvalue at every point: dear.")] = False,
     examples: Examples = 0,
 ) -> None:
-    """Loss and accuracy on a line or plane; interrupted, it goes on where it was."""
+    """Loss and accuracy on a line, curve or plane; interrupted, it goes on where it was."""
     from sharpness import recipes
     from sharpness.render import draw_folder
 
-    extent = (-1.0 if low is None else low, (1.0 if len(checkpoints) == 1 else 2.0) if high is None else high)
-    out = common.out or _default_out("landscape", checkpoints)
-    record = recipes.landscape(
-        checkpoints,
-        out,
+    if (low is None) != (high is None):
+        raise ShapeError("expected --low and --high together; got one of them")
+    plan = recipes.LandscapePlan(
+        kind=kind,
         points=points,
-        extent=extent,
-        problem=problem,
-        data_dir=data_dir,
+        extent=None if low is None or high is None else (low, high),
+        by=normalise,
+        hold=hold,
+        directions=directions,
+        share=share,
+        batchnorm=batchnorm,
+        bends=bends,
+        epochs=epochs,
         examples=examples,
         seed=common.seed or 0,
+    )
+    out = common.out or _default_out("landscape", checkpoints)
+    found = recipes.landscape(
+        checkpoints,
+        out,
+        plan,
+        convexity=convexity,
+        problem=problem,
+        data_dir=data_dir,
         device=common.place,
         dtype=common.precision,
         report=terminal.report,
     )
     terminal.report("figures")
     draw_folder(out)
-    terminal.table(
-        f"{record.kind}, batch norm: {record.batchnorm}", ("data set", "least loss", "largest loss"), loss_rows(record)
+    shapes = {name: shape_numbers(record, found.curvature.get(name)) for name, record in found.losses.items()}
+    for name, record in found.losses.items():
+        title = f"{name or record.kind}, batch norm: {record.batchnorm}"
+        terminal.table(title, ("data set", "least loss", "largest loss"), loss_rows(record))
+        if shapes[name]:
+            terminal.table("", ("what", "value"), shape_rows(shapes[name]))
+    terminal.say(f"Results in {out}, figures in {out / 'figures'}")
+    terminal.result(
+        {
+            "out": str(out),
+            "landscapes": {
+                name: {"split": record.split.tolist(), "loss": record.loss.tolist(), **shapes[name]}
+                for name, record in found.losses.items()
+            },
+        }
     )
-    terminal.say(f"Results in {out / record.kind}.h5, figures in {out / 'figures'}")
-    terminal.result({"out": str(out), "split": record.split.tolist(), "loss": record.loss.tolist()})
 
 
 @command(app, group=FILES)
@@ -233,6 +281,24 @@ def figures(
     for file in written:
         terminal.say(str(file))
     terminal.result([str(file) for file in written])
+
+
+@command(app, group=FILES)
+def report(
+    common: Common,
+    terminal: Terminal,
+    run_dir: Annotated[Path, typer.Argument(help="A run's folder, or any with .h5 files.")],
+) -> None:
+    """One HTML file to read and to mail: every figure, table and setting, surfaces that turn.
+
+    --out names the file; by default it is report.html in the folder.
+    """
+    from sharpness.report import write_report
+
+    written = write_report(run_dir, common.out, progress=terminal.report("report"))
+    size = written.stat().st_size
+    terminal.say(f"Report in {written}, {size / 1e6:.1f} MB: it needs no other file, and no network")
+    terminal.result({"out": str(written), "bytes": size})
 
 
 @command(app, group=FILES)

@@ -1,12 +1,24 @@
 """Records and results as rows of text."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
-from sharpness.records import Comparison, LineLosses, PlaneLosses, ProductCost, Rescaling
+from sharpness.errors import SharpnessError
+from sharpness.journal import DONE, LEFT_OUT, NOT_FINITE
+from sharpness.records import (
+    AxisCurvature,
+    Comparison,
+    LineLosses,
+    PlaneLosses,
+    ProductCost,
+    ProfileLosses,
+    Rescaling,
+)
 from sharpness.render.summary import is_pair, regimes_table, sharpness_table
+from sharpness.shape import barrier, basin, roughness
 
 Rows = list[tuple[str, ...]]
 
@@ -85,15 +97,49 @@ def result_table(record: Any) -> tuple[str, tuple[str, ...], Rows]:
     return record.kind, ("data set", "least loss", "largest loss"), loss_rows(record)
 
 
-def loss_rows(record: LineLosses | PlaneLosses) -> Rows:
+Losses = LineLosses | ProfileLosses | PlaneLosses
+ABOVE = 0.1  # nats above the loss in the middle of a plane, to which its basin is measured
+
+
+def loss_rows(record: Losses) -> Rows:
     """The range of the loss on each data set, with the number of points that are not finite."""
     rows: Rows = []
     for name, loss in zip(record.split, record.loss, strict=True):
-        finite = loss[np.isfinite(loss)]
-        lost = loss.size - finite.size
+        evaluated = loss[(record.status == DONE) | (record.status == NOT_FINITE)]
+        finite = evaluated[np.isfinite(evaluated)]
+        lost = evaluated.size - finite.size
         low, high = (f"{finite.min():.4g}", f"{finite.max():.4g}") if finite.size else ("n/a", "n/a")
         rows.append((str(name), low, high + (f" ({lost} points not finite)" if lost else "")))
     return rows
+
+
+def shape_numbers(record: Losses, curvature: AxisCurvature | None) -> dict[str, float | str]:
+    """What a landscape says in numbers: barrier of a line, roughness, basin of a plane, curvature at its middle."""
+    found: dict[str, float | str] = {}
+    for split in map(str, record.split):
+        with suppress(SharpnessError):  # not both ends on the line, or not finite there
+            if isinstance(record, LineLosses):
+                height, alpha = barrier(record, split)
+                found[f"barrier, {split} (nat)"] = f"{height:.4g} at α = {alpha:.3g}"
+        if not (record.status == LEFT_OUT).any():
+            found[f"roughness, {split}"] = roughness(record, split)
+    if isinstance(record, PlaneLosses):
+        with suppress(SharpnessError):  # the middle is not on the plane, or no number
+            row, column = (int(np.abs(axis).argmin()) for axis in (record.alpha, record.beta))
+            level = float(record.loss[0, row, column]) + ABOVE
+            area = basin(record, level, str(record.split[0]))
+            found[f"basin to {level:.3g} nat: area in weights"] = (">= " * area.open) + f"{area.area_in_weights:.4g}"
+    if curvature is not None:
+        for name, differences, product in zip("αβ", curvature.second_difference, curvature.product, strict=False):
+            found[f"curvature along {name}: vᵀHv"] = float(product)
+            step = int(np.argmin(curvature.step))
+            found[f"curvature along {name}: second difference, h = {curvature.step[step]:.2g}"] = float(differences[step])
+    return found
+
+
+def shape_rows(numbers: Mapping[str, float | str]) -> Rows:
+    """``shape_numbers`` for people."""
+    return [(name, value if isinstance(value, str) else f"{value:.4g}") for name, value in numbers.items()]
 
 
 def cost_numbers(record: ProductCost) -> dict[str, Any]:

@@ -160,8 +160,12 @@ def time_left(seconds: float, done: int, left: int) -> str:
     return f"about {timedelta(seconds=math.ceil(seconds * left / done))} left" if done > 0 and left > 0 else ""
 
 
-def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    app: typer.Typer, *, group: str, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``function(common, terminal, …)`` as a command that also takes the common options.
+
+    It is named after the function, unless ``name`` says otherwise.
 
     Errors become one message and an exit code: 2 for bad input, 1 for a failed computation, 130 for an interrupt.
     """
@@ -188,7 +192,7 @@ def command(app: typer.Typer, *, group: str) -> Callable[[Callable[..., None]], 
                 raise typer.Exit(_exit_code(error)) from error
 
         run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        app.command(rich_help_panel=group)(run)
+        app.command(name, rich_help_panel=group)(run)
         return run
 
     return register

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,6 +61,27 @@ def joined(batches: list[Any]) -> Any:
         return tuple(torch.cat(column) for column in zip(*batches, strict=True))
     except (RuntimeError, ValueError):
         return None
+
+
+def chosen(batches: list[Any], examples: torch.Tensor) -> Any:
+    """The examples of these numbers as one batch, in the order of the batches that they come from."""
+    parts, begin = [], 0
+    for batch in batches:
+        own = examples[(examples >= begin) & (examples < begin + length(batch))] - begin
+        parts += [tree_map(partial(rows_of, index=own), batch)] if len(own) else []
+        begin += length(batch)
+    whole = parts[0] if len(parts) == 1 else joined(parts) if parts else None
+    if whole is None or length(whole) != len(examples):
+        raise DataError(
+            f"expected numbers below {begin} of examples that can be stacked; got {len(examples)}, from "
+            f"{len(parts)} batches. Where batches differ in shape or are dictionaries, give all examples as one."
+        )
+    return whole
+
+
+def rows_of(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Rows by number or by mask, wherever that lies."""
+    return tensor[index.to(tensor.device)]
 
 
 def fingerprint(batches: Iterable[Any]) -> int:

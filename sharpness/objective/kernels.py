@@ -245,8 +245,11 @@ class Kernels(TorchFunctionMode):
             return None
         if rows * weight.numel() < max(1, self._smallest):
             return None
-        output = self._apply(OneDNNLinear(), input.reshape(rows, -1), weight)
-        output = output if bias is None else output + bias
+        if not torch.is_grad_enabled():
+            output = torch.ops.mkldnn._linear_pointwise.default(input.reshape(rows, -1), weight, bias, "none", [], "")
+        else:
+            output = self._apply(OneDNNLinear(), input.reshape(rows, -1), weight)
+            output = output if bias is None else output + bias
         return output.reshape(*input.shape[:-1], len(weight))
 
     def _convolution(

@@ -99,7 +99,7 @@ def length(batch: Any) -> int:
     return length(next(iter(parts)))
 
 
-def correct(output: Any, batch: Any) -> tuple[int, int] | None:
+def correct(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """How many targets the largest output hits, of how many; None where that has no meaning.
 
     Negative targets (the usual mask) do not count.
@@ -115,5 +115,4 @@ def correct(output: Any, batch: Any) -> tuple[int, int] | None:
     ):
         return None
     counted = target >= 0
-    hits = (output.argmax(1) == target) & counted
-    return int(hits.sum()), int(counted.sum())
+    return ((output.argmax(1) == target) & counted).sum(), counted.sum()

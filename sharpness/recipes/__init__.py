@@ -1,8 +1,9 @@
 """Whole experiments: train, analyse, draw. A recipe is a function and a frozen dataclass of parameters."""
 
 from sharpness.recipes.analysis import AnalysisPlan, Report, analyse, measured_on, no_report
-from sharpness.recipes.checkpoint import analyse_checkpoints, landscape, load_problem
+from sharpness.recipes.checkpoint import analyse_checkpoints, load_problem
 from sharpness.recipes.experiment import Experiment, random_problem
+from sharpness.recipes.landscapes import LandscapePlan, landscape
 from sharpness.recipes.recipe import Recipe, Scale
 from sharpness.recipes.registry import RECIPES, from_toml, recipe_named, recipe_problem
 from sharpness.recipes.stages import Place, run, train_regimes
@@ -11,6 +12,7 @@ __all__ = [
     "RECIPES",
     "AnalysisPlan",
     "Experiment",
+    "LandscapePlan",
     "Place",
     "Recipe",
     "Report",

@@ -1,4 +1,4 @@
-"""Saved checkpoints, ours or anyone's: what they belong to, their analysis, lines and planes through them."""
+"""Saved checkpoints, ours or anyone's: what they belong to, and their analysis."""
 
 from __future__ import annotations
 
@@ -12,20 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sharpness.checkpoints import is_minimizer, load_checkpoint, load_minimizer, load_state
 from sharpness.errors import ShapeError, SharpnessError, UnsupportedModelError
 from sharpness.files import write_atomically
-from sharpness.geometry import Line, Plane, random_plane
 from sharpness.objective import Problem
 from sharpness.params import ParamSpace, Point
 from sharpness.recipes.analysis import Analysis, AnalysisPlan, Report, analyse, measured_on, no_report
-from sharpness.recipes.grids import resumed_line, resumed_plane
 from sharpness.recipes.registry import recipe_problem
 from sharpness.recipes.run_folder import claim, defaults_of
-from sharpness.records import LineLosses, PlaneLosses
 
 
 def load_problem(spec: str) -> Problem:
@@ -112,7 +108,7 @@ def analyse_checkpoints(
     thetas = {name: point.sha256 for name, (_, point) in opened.items()}
     every = {name: made.objectives(device=device, dtype=dtype)[0] for name, (made, _) in opened.items()}
     data = {split: objective.fingerprint for split, objective in next(iter(every.values())).items()}
-    settings = {"plan": dataclasses.asdict(plan), "problem": _identity(problem), "seed": seed}
+    settings = {"plan": dataclasses.asdict(plan), "problem": problem_identity(problem), "seed": seed}
     place = {"device": device, "dtype": str(dtype)}
     configuration = {"command": "analyze", "theta": thetas, "data": data, **settings, **place}
     claim(out, configuration, {"plan": defaults_of(plan)})
@@ -138,58 +134,6 @@ def analyse_checkpoints(
     return results
 
 
-def landscape(
-    checkpoints: Sequence[Path],
-    out: Path,
-    *,
-    points: int,
-    extent: tuple[float, float],
-    problem: str | None = None,
-    data_dir: str | Path | None = None,
-    examples: int = 0,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    report: Report = no_report,
-) -> LineLosses | PlaneLosses:
-    """One checkpoint: the plane around it along two filter-normalised random directions. Two: the line between them.
-    Three: the plane through them, the first at (0, 0), the second at (1, 0), the third at (0, 1).
-
-    Rows are committed to ``out/line.h5`` or ``out/plane.h5`` as they are done, and found again.
-    """
-    if not 1 <= len(checkpoints) <= 3:
-        raise ShapeError(f"expected one to three checkpoints; got {len(checkpoints)}")
-    if not extent[0] < extent[1]:
-        raise ShapeError(f"expected the first coordinate below the last; got {extent[0]:g} and {extent[1]:g}")
-    opened = [open_checkpoint(path, problem, data_dir) for path in checkpoints]
-    ends = [point for _, point in opened]
-    axis = np.linspace(*extent, points)
-    objectives, _ = measured_on(opened[0][0], examples).objectives(device=device, dtype=dtype)
-    claim(
-        out,
-        {
-            "command": "landscape",
-            "theta": [point.sha256 for point in ends],
-            "data": {split: objective.fingerprint for split, objective in objectives.items()},
-            "problem": _identity(problem),
-            "extent": list(extent),
-            "points": points,
-            "examples": examples,
-            "seed": seed,
-            "device": device,
-            "dtype": str(dtype),
-        },
-    )
-    names = list(folder_names(checkpoints))
-    if len(ends) == 2:
-        return resumed_line(objectives, Line(*ends), axis, out / "line.h5", names, report("line"))
-    if len(ends) == 1:
-        plane = random_plane(ends[0], objectives["train"].space, seed=seed)
-    else:
-        plane = Plane(ends[0], ends[1].theta - ends[0].theta, ends[2].theta - ends[0].theta)
-    return resumed_plane(objectives, plane, axis, out / "plane.h5", report("plane"))
-
-
 def folder_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
     """A distinct short name for each file: its stem, or its last folders and stem where stems repeat."""
     for depth in range(1, 10):
@@ -199,7 +143,7 @@ def folder_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
     raise ShapeError("expected distinct checkpoints; got one of them twice")
 
 
-def _identity(problem: str | None) -> dict[str, str] | None:
+def problem_identity(problem: str | None) -> dict[str, str] | None:
     """A problem file by name and content: changed, it is another configuration."""
     if problem is None:
         return None

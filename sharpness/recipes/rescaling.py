@@ -13,7 +13,7 @@ import torch
 from sharpness import store
 from sharpness.data import load
 from sharpness.errors import NonFiniteError, NotConvergedError, ShapeError
-from sharpness.geometry import filter_normalised
+from sharpness.geometry import normalised
 from sharpness.journal import PENDING
 from sharpness.measures import epsilon_sharpness
 from sharpness.objective import Objective
@@ -105,7 +105,7 @@ class _Origin:
             objective, there, plan.epsilons[0], None, plan.iterations, seed=self.seed, restarts=plan.restarts
         )
         drawn = normal(objective.size, key=("rescaled direction",), seed=self.seed, dtype=objective.dtype)
-        direction = filter_normalised(drawn.to(there.theta), there.theta, objective.space)
+        direction = normalised(drawn.to(there.theta), there.theta, objective.space)
         return {
             "loss": score.loss,
             "accuracy": score.accuracy,

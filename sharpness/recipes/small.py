@@ -20,6 +20,8 @@ DIGITS = Recipe(
                 },
                 line_points=49,
                 plane_points=21,
+                kept_epochs=(1, 2, 4, 8, 16, 32, 64, 100),
+                followed=("SB", "LB"),
                 threads=1,
             ),
         ),

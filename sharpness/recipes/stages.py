@@ -219,4 +219,4 @@ def _around(
         resumed_line(objectives, line, alphas, folder / "profile.h5", ends, progress)
     if planar:
         axis = np.linspace(-1.0, 1.0, parameters.plane_points)
-        resumed_plane(objectives, plane, axis, folder / "plane.h5", place.report(f"{title}plane"))
+        resumed_plane(objectives, plane, axis, axis, folder / "plane.h5", place.report(f"{title}plane"))

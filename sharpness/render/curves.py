@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from sharpness.errors import NonFiniteError, ShapeError
 from sharpness.records import History, LineLosses, axis_label
 from sharpness.render.style import (
     BLUE,
@@ -15,11 +16,13 @@ from sharpness.render.style import (
     VERMILLION,
     count_axis,
     holes,
+    number_text,
     policy_text,
     pooled,
     set_caption,
     set_scale,
 )
+from sharpness.shape import barrier
 
 DASHES: dict[str, Any] = {"train": "-", "test": "--"}
 FURTHER_DASHES: list[Any] = [":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3))]
@@ -30,7 +33,7 @@ def draw_history(record: History, ax: Axes, family: Sequence[History]) -> list[A
     axes = _draw_curves(record, ax, family, "epoch")
     count_axis(ax)
     stopped = f"stopped: {record.stopped}" if record.stopped else ""
-    set_caption(ax, f"{record.batch_size} {axis_label(record, 'batch_size')}", stopped, *_notes(record))
+    set_caption(ax, f"{record.batch_size} {axis_label(record, 'batch_size')}", stopped, *point_notes(record))
     return axes
 
 
@@ -39,7 +42,7 @@ def draw_line(record: LineLosses, ax: Axes, family: Sequence[LineLosses]) -> lis
     axes = _draw_curves(record, ax, family, "alpha")
     ax.set_xlabel(alpha_label(record))
     _mark_ends(record, ax)
-    set_caption(ax, *_notes(record))
+    set_caption(ax, *point_notes(record), barrier_text(record))
     return axes
 
 
@@ -50,8 +53,20 @@ def alpha_label(record: LineLosses) -> str:
     return label if record.path == straight else f"{label};  {axis_label(record, 'path')} = {record.path}"
 
 
+def barrier_text(record: LineLosses) -> str:
+    """How far the train loss rises between the ends; nothing where both ends, or points between them, are missing."""
+    ends = record.conditions.get("ends") or (record.start, record.end)
+    if not (record.end and all(ends)):  # a profile, whose point at α = 1 is none to be reached
+        return ""
+    try:
+        height, alpha = barrier(record)
+    except (ShapeError, NonFiniteError):
+        return ""
+    return f"barrier {number_text(height)} nat at α = {number_text(alpha)}" if height > 0 else "no barrier"
+
+
 def _draw_curves(record: Any, ax: Axes, family: Sequence[Any], along: str) -> list[Axes]:
-    dashes = _dashes(family)
+    dashes = dashes_of(family)
     _draw_variable(record, ax, along, "loss", dashes, BLUE)
     set_scale(ax, "y", pooled(holes(member.loss, member.status) for member in family))
     ax.set_xlabel(axis_label(record, along))
@@ -76,6 +91,11 @@ def _draw_variable(record: Any, ax: Axes, along: str, name: str, dashes: dict[st
             marker=marker if marked else "", markevery=marked, markersize=2.5, markeredgewidth=0.7,
             markerfacecolor="white",
         )  # fmt: skip
+    colour_axis(ax, record, name, color)
+
+
+def colour_axis(ax: Axes, record: Any, name: str, color: str) -> None:
+    """Label and ticks in the colour of the curves that are measured there."""
     ax.set_ylabel(axis_label(record, name), color=color)
     ax.tick_params("y", which="both", colors=color)
 
@@ -87,7 +107,8 @@ def _marked(row: np.ma.MaskedArray, every: int) -> list[int]:
     return sorted({*alone, *(range(0, row.size, every) if every else ())})
 
 
-def _dashes(family: Sequence[Any]) -> dict[str, Any]:
+def dashes_of(family: Sequence[Any]) -> dict[str, Any]:
+    """The dash of each data set of a family."""
     others = [name for name in dict.fromkeys(str(s) for member in family for s in member.split) if name not in DASHES]
     return DASHES | {name: FURTHER_DASHES[index % len(FURTHER_DASHES)] for index, name in enumerate(others)}
 
@@ -104,7 +125,8 @@ def _mark_ends(record: LineLosses, ax: Axes) -> None:
             )  # fmt: skip
 
 
-def _notes(record: Any) -> list[str]:
+def point_notes(record: Any) -> list[str]:
+    """The batch-norm policy, and how many points are pending or not finite."""
     pending = int(np.sum(np.asarray(record.status) == 0))
     lost = int(np.sum((~np.isfinite(record.loss)).any(axis=0) & (np.asarray(record.status) != 0)))
     total = np.size(record.status)

@@ -10,29 +10,39 @@ from matplotlib.figure import Figure
 from sharpness.errors import ShapeError
 from sharpness.records import (
     RECORDS,
+    AxisCurvature,
     Comparison,
+    ConvexityMap,
     EigenPairs,
     EpsilonSharpness,
     History,
     LineLosses,
     PlaneLosses,
     ProductCost,
+    ProfileLosses,
     Rescaling,
     SpectralDensity,
     TraceEstimate,
     Trajectory,
 )
 from sharpness.render.comparison import comparison_height, draw_comparison
+from sharpness.render.curvature import add_ratio_bar, convexity_notes, draw_axis_curvature, draw_convexity
 from sharpness.render.curves import draw_history, draw_line
 from sharpness.render.layout import label_outer, panel_grid
+from sharpness.render.maps import map_height
 from sharpness.render.markers import draw_eigenpairs, draw_epsilon_sharpness, draw_product_cost
-from sharpness.render.planes import add_colour_bar, draw_plane
+from sharpness.render.planes import add_colour_bar, draw_plane, plane_notes
+from sharpness.render.profiles import draw_profiles
 from sharpness.render.rescaling import draw_rescaling
 from sharpness.render.spectra import draw_density, draw_trace
 from sharpness.render.style import COLUMN, legend_above, legend_columns, legend_entries, set_sizes, style
 from sharpness.render.trajectories import draw_trajectory
 
 TITLE_PAD = {LineLosses: 15}  # points; the names of a line's ends stand between the title and the frame
+MAPS: dict[type, tuple[Any, Any]] = {  # what explains their colours, and their small print
+    PlaneLosses: (add_colour_bar, plane_notes),
+    ConvexityMap: (add_ratio_bar, convexity_notes),
+}
 PAIRED = (Comparison, Rescaling)  # drawn as two panels that divide one place
 HEIGHT = 2.7  # inches
 
@@ -49,7 +59,10 @@ _draw_panel.register(History, draw_history)
 _draw_panel.register(EigenPairs, draw_eigenpairs)
 _draw_panel.register(EpsilonSharpness, draw_epsilon_sharpness)
 _draw_panel.register(LineLosses, draw_line)
+_draw_panel.register(ProfileLosses, draw_profiles)
 _draw_panel.register(PlaneLosses, draw_plane)
+_draw_panel.register(ConvexityMap, draw_convexity)
+_draw_panel.register(AxisCurvature, draw_axis_curvature)
 _draw_panel.register(SpectralDensity, draw_density)
 _draw_panel.register(TraceEstimate, draw_trace)
 _draw_panel.register(Comparison, draw_comparison)
@@ -61,11 +74,12 @@ _draw_panel.register(ProductCost, draw_product_cost)
 def draw(record: Any, ax: Axes | None = None) -> Axes:
     """Draw one record.
 
-    Curves of loss and accuracy (``History``, ``LineLosses``), contours (``PlaneLosses``), eigenvalues with their
-    residuals (``EigenPairs``), densities and traces (``SpectralDensity``, ``TraceEstimate``), ε-sharpness by start
+    Curves of loss and accuracy (``History``, ``LineLosses``, ``ProfileLosses``), contours (``PlaneLosses``), maps of
+    |λmin / λmax| (``ConvexityMap``), curvature by step (``AxisCurvature``), eigenvalues with their residuals
+    (``EigenPairs``), densities and traces (``SpectralDensity``, ``TraceEstimate``), ε-sharpness by start
     (``EpsilonSharpness``) or along training (``Trajectory``), times (``ProductCost``), or two panels of eigenvalues and
     ε-sharpness: by regime (``Comparison``), by the factor of a rescaling (``Rescaling``). Holes stay holes, and what
-    did not converge is drawn hollow.
+    did not converge is drawn hollow or hatched.
 
     Args:
         record: what a computation returned or ``load`` read.
@@ -77,8 +91,8 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
         The axes drawn on, the left ones where there are two; their ``figure`` can go to ``save_figure``.
 
     Raises:
-        ShapeError: a plane has fewer than two points along an axis, a comparison more than eight regimes, or ``ax``
-            no place to divide.
+        ShapeError: a plane has fewer than two points along an axis, a comparison more than eight regimes or a record of
+            curvature more than eight directions, or ``ax`` no place to divide.
         TypeError: not a record.
 
     Example:
@@ -90,6 +104,11 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
     with style():
         set_sizes(ax)
         axes = _draw_panel(record, ax, [record])
+        figure = ax.get_figure(root=True)
+        if (
+            isinstance(record, ConvexityMap) and figure
+        ):  # contours are labelled; these colours say nothing by themselves
+            add_ratio_bar(figure, axes, [record])
         for group in [[panel] for panel in axes] if isinstance(record, PAIRED) else [axes]:
             legend_above(group)
     return ax
@@ -133,9 +152,11 @@ def _empty_figure(family: Sequence[Any]) -> tuple[Figure, list[Axes]]:
         heights = [comparison_height(record) if isinstance(record, Comparison) else HEIGHT for record in family]
         figure = Figure(figsize=(2 * COLUMN, sum(heights)), layout="constrained")
         return figure, list(figure.subplots(len(family), 1, squeeze=False, height_ratios=heights).flat)
-    plane = isinstance(family[0], PlaneLosses)
-    # "compressed" is "constrained" without the gaps that equal aspects leave.
-    return panel_grid(len(family), 2.95 if plane else HEIGHT, layout="compressed" if plane else "constrained")
+    if type(family[0]) in MAPS:
+        _, notes = MAPS[type(family[0])]
+        # "compressed" is "constrained" without the gaps that equal aspects leave.
+        return panel_grid(len(family), map_height(family, map(notes, family)), layout="compressed")
+    return panel_grid(len(family), HEIGHT)
 
 
 def _align(panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
@@ -151,8 +172,9 @@ def _align(panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
 
 
 def _add_legend(figure: Figure, panels: Sequence[Sequence[Axes]], family: Sequence[Any]) -> None:
-    if isinstance(family[0], PlaneLosses):
-        add_colour_bar(figure, [ax for axes in panels for ax in axes], family)
+    if type(family[0]) in MAPS:
+        add_bar, _ = MAPS[type(family[0])]
+        add_bar(figure, [ax for axes in panels for ax in axes], family)
     handles, labels = legend_entries(ax for axes in panels for ax in axes)
     if handles:
         columns = legend_columns(labels, figure.get_figwidth())

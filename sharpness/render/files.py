@@ -34,11 +34,23 @@ def save_figure(figure: Figure, stem: Path, formats: Sequence[str] = ("svg", "pd
         >>> save_figure(draw_figure({"SB": small, "LB": large}), Path("figures/plane"))  # doctest: +SKIP
         [PosixPath('figures/plane.svg'), PosixPath('figures/plane.pdf'), PosixPath('figures/plane.png')]
     """
+    contents = figure_bytes(figure, formats)
+    return [write_atomically(f"{stem}.{ending}", content) for ending, content in contents.items()]
+
+
+def figure_bytes(figure: Figure, formats: Sequence[str]) -> dict[str, bytes]:
+    """What ``save_figure`` writes, by format."""
     with style():
-        # A layout engine moves the axes a little at every drawing, and by other amounts in every format.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
-        return [write_atomically(f"{stem}.{ending}", _bytes(figure, ending)) for ending in formats]
+        settled(figure)
+        return {ending: _bytes(figure, ending) for ending in formats}
+
+
+def settled(figure: Figure) -> Figure:
+    """The figure with its layout as it is now: an engine would move the axes a little at every drawing, and by other
+    amounts in every format."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def _bytes(figure: Figure, ending: str) -> bytes:

@@ -1,17 +1,19 @@
 """All figures of a run, from its files alone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sharpness import store
 from sharpness.errors import SchemaError
-from sharpness.records import Comparison, EigenPairs, EpsilonSharpness
+from sharpness.records import Comparison, EigenPairs, EpsilonSharpness, PlaneLosses
+from sharpness.render.animation import MOVING, has_walk, save_animation
 from sharpness.render.comparison import MOST, draw_table
 from sharpness.render.figures import draw_figure
 from sharpness.render.files import save_figure
 from sharpness.render.summary import REGIMES, comparison_table
+from sharpness.render.surfaces import draw_surfaces
 from sharpness.render.tables import save_table
 
 FORMATS = ("svg", "pdf", "png")
@@ -27,33 +29,60 @@ def draw_folder(folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     one, the eigenvalues that it summarises are not drawn again one by one. Single sharpnesses, of which a run holds
     many, are drawn by ``draw_file`` alone, and so are the members of a family that would be more than 24 panels.
 
+    Planes are drawn as contours and, as ``…-surface``, in three dimensions. Of the formats, ``"gif"`` and ``"mp4"``
+    animate planes with a training run, each by itself (``seed-0-plane-SB.gif``), and nothing else.
+
     Returns:
         The files written.
 
     Raises:
-        SchemaError: no results there, or a damaged file.
+        SchemaError: no results there, a damaged file, or formats for animations and no plane with a training run.
+        SharpnessError: MP4 without ``ffmpeg`` on the path.
     """
-    found = {path: store.load_all(path) for path in sorted(folder.rglob("*.h5"))}
-    if not found:
-        raise SchemaError(f"expected results (.h5 files) in {folder}; there are none")
-    summarised = any(isinstance(record, Comparison) for records in found.values() for record in records.values())
-    families: dict[str, dict[str, Any]] = {}
-    for path, records in found.items():
-        for name, record in records.items():
-            if not isinstance(record, (EpsilonSharpness, EigenPairs) if summarised else EpsilonSharpness):
-                stem, panel = _place(path.relative_to(folder), "" if name == record.kind else name)
-                families.setdefault(stem, {})[panel] = record
-    written = []
-    for stem, family in families.items():
-        family = {name: family[name] for name in sorted(family, key=_panel_order)}
-        written += _draw_family(family, folder / "figures" / stem, formats)
+    written, found = [], families(folder)
+    _check_moving(formats, [record for family in found for record in family.records.values()], folder)
+    for family in found:
+        if not family.summarised:
+            written += _draw_family(family.records, folder / "figures" / family.stem, formats)
     return written
+
+
+class Family(NamedTuple):
+    """Records that share a figure, and the file of each, by the panel that they become there."""
+
+    stem: str
+    records: dict[str, Any]
+    files: dict[str, Path]
+    summarised: bool
+    """Whether other figures and tables of the run say what these records say."""
+
+
+def families(folder: Path) -> list[Family]:
+    """Every record below ``folder``, together with those that share its figure; errors as ``draw_folder``."""
+    files = {path: store.load_all(path) for path in sorted(folder.rglob("*.h5"))}
+    if not files:
+        raise SchemaError(f"expected results (.h5 files) in {folder}; there are none")
+    compared = any(isinstance(record, Comparison) for records in files.values() for record in records.values())
+    grouped: dict[str, dict[str, tuple[Any, Path]]] = {}
+    for path, records in files.items():
+        for name, record in records.items():
+            stem, panel = _place(path.relative_to(folder), "" if list(records) == [record.kind] else name)
+            grouped.setdefault(stem, {})[panel] = (record, path)
+    summarised = (EpsilonSharpness, EigenPairs) if compared else EpsilonSharpness
+    return [_family(stem, found, summarised) for stem, found in grouped.items()]
+
+
+def fits_a_figure(family: Mapping[str, Any]) -> bool:
+    """Whether there are few enough panels, and in each few enough regimes."""
+    crowded = any(isinstance(record, Comparison) and record.regime.size > MOST for record in family.values())
+    return not crowded and len(family) <= PANELS
 
 
 def draw_file(path: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Draw every record of one file beside it; errors as ``draw_folder``."""
-    written = []
-    for name, record in store.load_all(path).items():
+    written, records = [], store.load_all(path)
+    _check_moving(formats, list(records.values()), path)
+    for name, record in records.items():
         stem = path.with_suffix("") if name == record.kind else path.with_name(f"{path.stem}-{name}")
         written += _draw_family({"": record}, stem, formats)
     return written
@@ -61,15 +90,36 @@ def draw_file(path: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
 
 def _draw_family(family: dict[str, Any], stem: Path, formats: Sequence[str]) -> list[Path]:
     written = []
-    crowded = any(isinstance(record, Comparison) and record.regime.size > MOST for record in family.values())
-    if not crowded and len(family) <= PANELS:
-        written += save_figure(draw_figure(family), stem, formats)
-    for record in family.values():
-        if isinstance(record, Comparison):
+    still = [ending for ending in formats if ending not in MOVING]
+    if still and fits_a_figure(family):
+        written += save_figure(draw_figure(family), stem, still)
+        if all(isinstance(record, PlaneLosses) for record in family.values()):
+            written += save_figure(draw_surfaces(family), stem.with_name(f"{stem.name}-surface"), still)
+    for name, record in family.items():
+        if still and isinstance(record, Comparison):
             table = stem.with_name("table")
-            written += save_figure(draw_table(record), table, formats)
+            written += save_figure(draw_table(record), table, still)
             written += save_table(comparison_table(record), table)
+        if has_walk(record):
+            own = f"{stem.name}-{name}" if name else stem.name
+            written += [save_animation(record, stem.with_name(f"{own}.{e}")) for e in formats if e in MOVING]
     return written
+
+
+def _check_moving(formats: Sequence[str], records: Sequence[Any], place: Path) -> None:
+    moving = [ending for ending in formats if ending in MOVING]
+    if moving and not any(map(has_walk, records)):
+        kinds = ", ".join(sorted({record.kind for record in records}))
+        raise SchemaError(
+            f"expected a plane with a training run in {place}, to animate as {' and '.join(moving)}; there is none "
+            f"among what it holds ({kinds}). Ask for {', '.join(FORMATS)}, or evaluate the plane of a trajectory first"
+        )
+
+
+def _family(stem: str, found: Mapping[str, tuple[Any, Path]], summarised: Any) -> Family:
+    panels = sorted(found, key=_panel_order)
+    records, files = ({panel: found[panel][part] for panel in panels} for part in (0, 1))
+    return Family(stem, records, files, any(isinstance(record, summarised) for record in records.values()))
 
 
 def _panel_order(name: str) -> tuple[int, list[tuple[int, str]]]:

@@ -1,27 +1,31 @@
 """How panels stand in a figure, and what stands under all of them."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sharpness.errors import ShapeError
-from sharpness.render.style import CAPTION, COLUMN, GREY
+from sharpness.render.style import CAPTION, COLUMN, GREY, joined
 
 PER_ROW = 3  # panels; four stand two by two
 
 
 def panel_grid(
-    count: int, height: float, *, layout: Literal["constrained", "compressed"] = "constrained", width: float = COLUMN
-) -> tuple[Figure, list[Axes]]:
+    count: int,
+    height: float,
+    *,
+    layout: Literal["constrained", "compressed"] = "constrained",
+    width: float = COLUMN,
+    projection: str | None = None,
+) -> tuple[Figure, list[Any]]:
     """A figure of so many panels, each one column wide and ``height`` inches high."""
     columns = columns_for(count)
     rows = ceil(count / columns)
     figure = Figure(figsize=(columns * width, rows * height), layout=layout)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": projection}).flat)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
@@ -67,8 +71,5 @@ def divided(ax: Axes) -> tuple[Axes, Axes]:
 
 def set_figure_caption(figure: Figure, parts: Iterable[str]) -> None:
     """Small print under a whole figure; lines are broken between parts, and within those too long for one."""
-    width = int(19 * figure.get_figwidth())
-    kept = (part if len(part) > width else part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)
-    text = textwrap.fill("; ".join(kept), width, break_long_words=False, break_on_hyphens=False)
-    if text := text.replace("\N{NO-BREAK SPACE}", " "):
+    if text := joined(parts, int(19 * figure.get_figwidth())):
         figure.supxlabel(text, fontsize=CAPTION, color=GREY)

@@ -122,10 +122,16 @@ def policy_text(batchnorm: str | None) -> str:
     return f"batch norm: {batchnorm}" if batchnorm and batchnorm != "none" else ""
 
 
-def set_caption(ax: Axes, *parts: str, width: int = 66) -> None:
+def joined(parts: Iterable[str], width: int, whole: int | None = None) -> str:
+    """Parts of a caption in lines that break between parts, and in those longer than ``whole``, by default a line."""
+    kept = (part if len(part) > (whole or width) else part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)
+    text = textwrap.fill("; ".join(kept), width, break_long_words=False, break_on_hyphens=False)
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def set_caption(ax: Axes, *parts: str, width: int = 66, whole: int | None = None) -> None:
     """Small print under an axes: the conditions without which its numbers cannot be read."""
-    whole = "; ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts if part)  # break between parts only
-    text = textwrap.fill(whole, width).replace("\N{NO-BREAK SPACE}", " ")
+    text = joined(parts, width, whole)
     # Tied to the label of the axis, so that it stays clear of ticks of any height.
     ax.annotate(
         text, (0.5, 0), (0, -2), xycoords=ax.xaxis.label, textcoords="offset points", ha="center", va="top",

@@ -96,7 +96,7 @@ def save_table(table: Table, stem: Path) -> list[Path]:
 def markdown(table: Table) -> str:
     """Title, table and notes in GitHub's Markdown."""
     rows = [[text.replace("|", r"\|") for text in row] for row in [list(table.head), *table.texts]]
-    grid = tabulate(rows[1:], rows[0], tablefmt="github", disable_numparse=True, colalign=_alignment(table))
+    grid = tabulate(rows[1:], rows[0], tablefmt="github", disable_numparse=True, colalign=alignment(table))
     notes = "".join(f"- {note}\n" for note in table.notes)
     return f"**{table.title}**\n\n{grid}\n" + (f"\n{notes}" if notes else "")
 
@@ -104,7 +104,7 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """A ``table`` environment with title as caption and notes below, for ``\\usepackage{booktabs}``."""
     grid = tabulate(
-        table.texts, list(table.head), tablefmt="latex_booktabs", disable_numparse=True, colalign=_alignment(table)
+        table.texts, list(table.head), tablefmt="latex_booktabs", disable_numparse=True, colalign=alignment(table)
     )
     notes = [f"\\par {{\\footnotesize {_escaped(note)}}}" for note in table.notes]
     lines = ["\\begin{table}", "\\centering", f"\\caption{{{_escaped(table.title)}}}", grid, *notes, "\\end{table}"]
@@ -139,7 +139,7 @@ def _numbers(cell: Cell) -> Mapping[str, float | str]:
     return {"": cell} if isinstance(cell, (str, float, int)) else cell.columns
 
 
-def _alignment(table: Table) -> list[str]:
+def alignment(table: Table) -> list[str]:
     """Columns of words to the left, of numbers to the right."""
     columns = ([row[index] for row in table.rows] for index in range(len(table.head)))
     return ["left" if all(isinstance(cell, str) for cell in column) else "right" for column in columns]

@@ -1,0 +1,409 @@
+"""A plane of losses: its time, its memory, and its contour lines where only a share of the points is evaluated.
+
+Claims to be tested: on two cores a plane takes no longer than the bare loop over its points in plain PyTorch, and at
+most half as long as loss-landscapes; on a GPU, for a small network, at most a tenth of the bare loop. Memory does not
+grow with the grid. A third of the points suffices for contours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import contourpy
+import numpy as np
+import report
+import torch
+import torch.nn.functional as F
+import workloads
+from memory_budget import Memory
+from peers import peer
+from report import Line, Result, Samples, Unavailable
+from torch.nn.utils import vector_to_parameters
+from torch.optim.swa_utils import update_bn
+from workloads import MEAN_LOSS, Workload
+
+import sharpness as sh
+from sharpness.geometry import plane_through
+from sharpness.journal import DONE, LEFT_OUT
+from sharpness.objective.objective import ACTIVATION_BYTES
+from sharpness.recipes.checkpoint import open_checkpoint
+from sharpness.records import PlaneLosses
+from sharpness.render.planes import contour_levels, drawn_surface
+
+TIMED = {"digits": 25, "f1": 9}  # points along each axis
+MEMORY, REFINEMENT = "memory", "refinement"
+PARTS = (*TIMED, MEMORY, REFINEMENT)
+
+FULL = 25  # points along each axis with ``--full``
+AGREEMENT = 1e-4  # at most this difference of a loss from the bare loop's, over the loss or, where it is less, 0.01
+BARE, OURS, PACKAGE = "bare loop", "sharpness", "loss-landscapes"
+RECOMPUTE = ", statistics re-estimated"  # at every point
+
+GRIDS = (5, 25, 101)  # points along each axis, of which memory is measured
+GROWTH = 8e6  # bytes by which the peak of the largest grid may exceed that of the smallest: what allocators vary by
+
+SHARES = (1 / 3, 1 / 4, 1 / 6)
+SIDE, QUICK_SIDE = 51, 17
+MINIMIZERS = report.HERE.parent / "figures" / "digits" / "seed-0"  # left by ``sharpness run digits``
+SAMPLE = 0.05  # grid cells between the places of a line whose distances are taken
+
+
+def measure(part: str, args: argparse.Namespace) -> Result:
+    if part == MEMORY:
+        return _memory(args)
+    return _refinement(args) if part == REFINEMENT else _timed(part, args)
+
+
+def _workload(part: str, args: argparse.Namespace) -> Workload:
+    if part == "f1":
+        return workloads.make("f1-10000", args)
+    return workloads.ready(workloads.digits(args, batchnorm=True), args)
+
+
+class Grid(NamedTuple):
+    """As many points along each of two random, filter-normalised directions, from -1 to 1."""
+
+    objective: sh.Objective
+    plane: sh.Plane
+    axis: np.ndarray
+
+    @classmethod
+    def of(cls, workload: Workload, side: int) -> Grid:
+        objective, theta = workload.objective()
+        return cls(objective, sh.random_plane(theta, objective.space), np.linspace(-1, 1, side))
+
+    def evaluated(self, **choices: Any) -> PlaneLosses:
+        return sh.evaluate_plane({"train": self.objective}, self.plane, self.axis, self.axis, **choices)
+
+
+# Time
+
+
+class Values(NamedTuple):
+    """What a way found: numbers of shape (alpha, beta), NaN where a point was left out; no accuracy for some."""
+
+    loss: np.ndarray
+    accuracy: np.ndarray | None = None
+    at_once: int = 1
+
+    @property
+    def points(self) -> int:
+        return int(np.isfinite(self.loss).sum())
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to the values of a plane."""
+
+    run: Callable[[], Values]
+    recompute: bool = False  # batch-norm statistics re-estimated at every point
+    own_plane: bool = False  # values cannot be compared
+
+
+class BareLoop:
+    """The loop over the points that one would write: load the weights, run the data through, in the same chunks."""
+
+    def __init__(self, workload: Workload, grid: Grid, *, recompute: bool = False) -> None:
+        self._workload = workload.copy(batch_size=grid.objective.chunk_size)
+        self._grid, self._recompute = grid, recompute
+
+    @torch.no_grad()
+    def __call__(self) -> Values:
+        axis = self._grid.axis.tolist()
+        values = np.array([[self._point(alpha, beta) for beta in axis] for alpha in axis])
+        return Values(values[..., 0], values[..., 1])
+
+    def _point(self, alpha: float, beta: float) -> tuple[float, float]:
+        plane, module, batches = self._grid.plane, self._workload.module, self._workload.batches
+        vector_to_parameters(plane.origin.theta + alpha * plane.first + beta * plane.second, module.parameters())
+        if self._recompute:
+            update_bn(batches, module)
+        total, hits = torch.zeros((), device=plane.first.device), 0
+        for inputs, targets in batches:
+            output = module(inputs)
+            total += F.cross_entropy(output, targets, reduction="sum")
+            hits += (output.argmax(1) == targets).sum()
+        return float(total) / len(self._workload.inputs), float(hits) / len(self._workload.inputs)
+
+
+def _ours(grid: Grid, **choices: Any) -> Values:
+    record = grid.evaluated(**choices)
+    return Values(record.loss[0], record.accuracy[0], record.conditions["points_at_once"])
+
+
+def _package(workload: Workload, side: int) -> Callable[[], Values]:
+    """``loss_landscapes.random_plane`` as its README says, on a plane of its own."""
+    plane = peer("loss_landscapes").random_plane
+    metric = peer("loss_landscapes.metrics").Loss(MEAN_LOSS, workload.inputs, workload.targets)
+    choices = {"distance": 1, "steps": side, "normalization": "filter", "deepcopy_model": True}
+    module = workload.copy().module
+
+    def run() -> Values:
+        try:
+            return Values(plane(module, metric, **choices))
+        except (RuntimeError, ZeroDivisionError) as error:  # a model on a GPU; parameters that are 0
+            raise Unavailable(f"fails: {str(error).splitlines()[0]}") from error
+
+    return run
+
+
+def _ways(workload: Workload, grid: Grid, device: str) -> dict[str, Way]:
+    ours = partial(_ours, grid, batchnorm="eval")
+    ways = {BARE: Way(BareLoop(workload, grid)), OURS: Way(ours)}
+    if device.startswith("cuda"):
+        ways[f"{OURS}, points_at_once=1"] = Way(partial(ours, points_at_once=1))
+    ways[f"{OURS}, share=1/3"] = Way(partial(ours, share=1 / 3))
+    ways[PACKAGE] = Way(_package(workload, len(grid.axis)), own_plane=True)
+    ways[BARE + RECOMPUTE] = Way(BareLoop(workload, grid, recompute=True), recompute=True)
+    ways[OURS + RECOMPUTE] = Way(partial(_ours, grid, batchnorm="recompute"), recompute=True)
+    return ways
+
+
+def _timed(part: str, args: argparse.Namespace) -> Result:
+    workload = _workload(part, args)
+    lines, notes, raw = _compared(workload, TIMED[part], args)
+    if args.full and TIMED[part] < FULL:
+        only = argparse.Namespace(**vars(args) | {"repeats": 1})
+        more, _, raw["full"] = _compared(workload, FULL, only, (BARE, OURS))
+        lines += [dataclasses.replace(line, label=f"{line.label}, {FULL} × {FULL}") for line in more]
+        notes.append(f"{FULL} × {FULL}: one round")
+    return report.result(
+        f"{part}: a plane of losses", "s per plane", lines, notes=[workload.describe(), *notes], raw=raw
+    )
+
+
+def _compared(
+    workload: Workload, side: int, args: argparse.Namespace, only: Sequence[str] = ()
+) -> tuple[list[Line], list[str], dict[str, Any]]:
+    """A line for every way, what to know about them, and all times."""
+    grid = Grid.of(workload, side)
+    ways = {name: way for name, way in _ways(workload, grid, args.device).items() if not only or name in only}
+    found, refused = {}, {}
+    for name, way in ways.items():  # the first run, not timed
+        try:
+            found[name] = way.run()
+        except Unavailable as reason:
+            refused[name] = str(reason)
+    runs = {"forward": partial(_forward, workload.copy(batch_size=grid.objective.chunk_size))}
+    runs |= {name: ways[name].run for name in found}
+    took = report.interleaved(runs, args.repeats, args.device, once=list(found))
+    lines = [_line(name, ways, found, took) for name in found]
+    lines += [Line(name, None, note=reason) for name, reason in refused.items()]
+    notes = [
+        f"{side} × {side} points, median and (least..most) of {args.repeats} interleaved rounds; chunks of "
+        f"{grid.objective.chunk_size:,} examples for the bare loop and {OURS}; loss and accuracy",
+        "× bare loop: over that of the same round with the same statistics; floor: the forward passes alone, in plain "
+        "PyTorch, one point at a time",
+        "largest difference: from the bare loop's values, of the loss over the loss (or 0.01, where it is less)",
+        f"{PACKAGE}: the loss of one batch, which is all data, and no accuracy; on a plane of its own, every other row "
+        "of which is one step aside",
+        f"to be reached: on two cores at most 1.0 bare loops, {PACKAGE} at least 2.0 × sharpness; on a GPU, on the "
+        "digits, at most 0.1 bare loops",
+    ]
+    return lines, notes, {"side": side, "seconds": {name: list(samples.values) for name, samples in took.items()}}
+
+
+@torch.no_grad()
+def _forward(workload: Workload) -> None:
+    for inputs, _ in workload.batches:
+        workload.module(inputs)
+
+
+def _line(name: str, ways: Mapping[str, Way], found: Mapping[str, Values], took: Mapping[str, Samples]) -> Line:
+    way, values, seconds = ways[name], found[name], took[name]
+    bare, ours = (label + RECOMPUTE * way.recompute for label in (BARE, OURS))
+    cells = {
+        "× bare loop": str(seconds.per(took[bare])),
+        "× sharpness": str(seconds.per(took[ours])),
+        "ms per point": report.short(1e3 * seconds.median / values.points),
+        "points": values.points,
+        "at once": values.at_once,
+    }
+    if name != bare and not way.own_plane:
+        loss, accuracy = _differences(values, found[bare])
+        cells |= {"largest difference": f"{loss:.1e}", "of the accuracy": f"{accuracy:.1e}"}
+        assert way.recompute or loss <= AGREEMENT, f"{name}: losses differ by {loss:.1e} from the bare loop's"
+    return Line(name, seconds, cells, floor=values.points * (1 + way.recompute) * took["forward"].median)
+
+
+def _differences(values: Values, bare: Values) -> tuple[float, float]:
+    assert values.accuracy is not None
+    assert bare.accuracy is not None
+    loss = np.abs(values.loss - bare.loss) / np.maximum(bare.loss, 0.01)
+    return float(np.nanmax(loss)), float(np.nanmax(np.abs(values.accuracy - bare.accuracy)))
+
+
+# Memory
+
+
+def _memory(args: argparse.Namespace) -> Result:
+    """Peaks of planes of few and of many points, each in a process of its own."""
+    workload = _workload(MEMORY, args)
+    sides = GRIDS[:2] if args.quick else GRIDS
+    grown = {side: [_in_own_process(side) for _ in range(args.repeats)] for side in sides}
+    peaks = {side: Samples(tuple(row["peak"] / 1e6 for row in rows)) for side, rows in grown.items()}
+    least, most = peaks[sides[0]].median, peaks[sides[-1]].median
+    lines = [
+        Line(f"{side} × {side}", peaks[side], {"values, MB": f"{rows[0]['values'] / 1e6:.2g}"}, floor=least)
+        for side, rows in grown.items()
+    ]
+    budget = ACTIVATION_BYTES["cuda" if args.device.startswith("cuda") else "cpu"]
+    verdict = "kept" if most - least <= GROWTH / 1e6 and most <= budget / 1e6 else "NOT kept"
+    return report.result(
+        "memory of a plane",
+        "MB",
+        lines,
+        notes=[
+            workload.describe(),
+            f"growth from before the plane to the highest point; floor: {sides[0]} × {sides[0]} points",
+            "values: loss, accuracy and status of every point, which the record holds",
+            f"{verdict}: at most {GROWTH / 1e6:.0f} MB between the smallest and the largest grid, and at most "
+            f"{budget / 1e6:,.0f} MB, the budget of activations",
+        ],
+        raw={"bytes": grown, "budget": budget},
+    )
+
+
+def _in_own_process(side: int) -> dict[str, int]:
+    command = [sys.executable, *sys.argv, "--only", MEMORY, "--side", str(side)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(args: argparse.Namespace) -> dict[str, int]:
+    """How far memory grew during one plane beyond what libraries, model, data and a first plane had taken."""
+    grid = Grid.of(_workload(MEMORY, args), args.side)
+    grid._replace(axis=np.array([-1.0, 1.0])).evaluated()
+    memory = Memory(args.device)
+    record = grid.evaluated()
+    values = record.loss.nbytes + record.accuracy.nbytes + record.status.nbytes
+    return {"peak": memory.growth()[1], "values": values}
+
+
+# Contour lines
+
+
+def _refinement(args: argparse.Namespace) -> Result:
+    """How far contour lines move where only a share of the points is evaluated and the others are interpolated."""
+    side = QUICK_SIDE if args.quick else SIDE
+    lines, raw = [], {}
+    for plane, grid in _planes(side, args.device):
+        whole = sh.evaluate_plane(*grid)
+        sparse = {f"1/{round(1 / share)}": sh.evaluate_plane(*grid, share=share) for share in SHARES}
+        sparse["every second point along each axis"] = _coarse(whole)
+        for label, record in sparse.items():
+            moved = deviations(whole, record)
+            every = np.concatenate(list(moved.values()))
+            cells = {
+                "95 %": report.short(np.percentile(every, 95)),
+                "mean": report.short(every.mean()),
+                "levels": len(moved),
+                "points": f"{(record.status == DONE).sum():,} of {record.status.size:,}",
+            }
+            lines.append(Line(f"{plane}: {label}", Samples((float(every.max()),)), cells))
+            raw[lines[-1].label] = {
+                level: [float(places.max()), float(np.percentile(places, 95))] for level, places in moved.items()
+            }
+    return report.result(
+        "contour lines of a share of the points",
+        "largest deviation, cells",
+        lines,
+        notes=[
+            f"SB and LB minimizers of `sharpness run digits`, seed 0; {side} × {side} points, train loss, statistics "
+            "re-estimated at every point",
+            "distance of every place on a line of one surface from the lines of the same level of the other, both "
+            "ways, in grid cells; lines on the logarithm of the loss, as the other points are interpolated; levels "
+            "are those drawn",
+            f"places every {SAMPLE} cells, so the largest may be {SAMPLE / 2:g} more; 95 % and mean are over length",
+        ],
+        raw={"largest_and_95_percent": raw},
+    )
+
+
+def _planes(side: int, device: str) -> list[tuple[str, tuple[Any, ...]]]:
+    """Around each minimizer, and through both and their start: a name and the arguments of ``evaluate_plane``."""
+    files = {name: MINIMIZERS / name / "minimizer.safetensors" for name in ("SB", "LB")}
+    opened = {
+        name: open_checkpoint(path) for name, path in (files | {"start": MINIMIZERS / "start.safetensors"}).items()
+    }
+    objectives = {"train": opened["SB"][0].objectives(device=device)[0]["train"]}
+    points, space = {name: point for name, (_, point) in opened.items()}, objectives["train"].space
+    axis = np.linspace(-1, 1, side)
+    planes = [(f"around {name}", (objectives, sh.random_plane(points[name], space), axis, axis)) for name in files]
+    through = plane_through(points, space)
+    places = np.array([place[:2] for place in through.marks.values()])
+    margin = np.ptp(places, axis=0).max() / 4
+    axes = [
+        np.linspace(low - margin, high + margin, side) for low, high in zip(places.min(0), places.max(0), strict=True)
+    ]
+    return [*planes, ("through SB, LB, start", (objectives, through, *axes))]
+
+
+def _coarse(whole: PlaneLosses) -> PlaneLosses:
+    """What a coarser grid finds: every second point along each axis, the others left out."""
+    status = np.full_like(whole.status, LEFT_OUT)
+    status[::2, ::2] = DONE
+    return dataclasses.replace(whole, status=status, share=float((status == DONE).mean()))
+
+
+def deviations(whole: PlaneLosses, sparse: PlaneLosses) -> dict[float, np.ndarray]:
+    """For each level that is drawn, distances in grid cells between the lines of two surfaces, both ways.
+
+    Infinite where only one of the surfaces has the level.
+    """
+    losses = [drawn_surface(record).values.filled(np.nan) for record in (whole, sparse)]
+    levels = [level for level in contour_levels([whole]) if losses[0].min() < level < losses[0].max()]
+    contours = [contourpy.contour_generator(z=np.log(loss)) for loss in losses]
+    moved = {}
+    for level in levels:
+        one, other = (contour.lines(np.log(level)) for contour in contours)
+        moved[level] = np.concatenate([_distances(one, other), _distances(other, one)])
+    return moved
+
+
+def _distances(lines: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    """Of places at equal distances along the lines, from the nearest segment of the others."""
+    if not lines or not others:
+        return np.full(bool(lines), np.inf)
+    places = np.concatenate([_places(line) for line in lines])
+    begins, ends = (np.concatenate([line[part] for line in others]) for part in (slice(-1), slice(1, None)))
+    blocks = np.array_split(places, 1 + len(places) * len(begins) // 2**21)  # tens of megabytes at once
+    return np.concatenate([_to_segments(block, begins, ends) for block in blocks])
+
+
+def _places(line: np.ndarray) -> np.ndarray:
+    along = np.concatenate([[0.0], np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum()])
+    wanted = np.linspace(0, along[-1], 2 + int(along[-1] / SAMPLE))
+    return np.stack([np.interp(wanted, along, coordinate) for coordinate in line.T], axis=1)
+
+
+def _to_segments(places: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """From each place to the nearest point of any segment."""
+    spans, offsets = ends - begins, places[:, None] - begins
+    shares = (offsets * spans).sum(-1) / np.maximum((spans**2).sum(-1), 1e-30)  # a segment may be a point
+    return np.linalg.norm(offsets - np.clip(shares, 0, 1)[..., None] * spans, axis=-1).min(axis=1)
+
+
+def main() -> None:
+    parser = report.parser(__doc__, PARTS, repeats=3)
+    parser.add_argument("--full", action="store_true", help=f"f1 also on {FULL} × {FULL} points, one round")
+    parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
+    args = report.arguments(parser)
+    if args.side is None:
+        report.run(Path(__file__).stem, args, measure)
+        return
+    with report.settled(MEMORY, args):
+        print(json.dumps(child(args)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The commands that exchange results with other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sharpness.cli.tables import flat_rows, loss_rows
+from sharpness.cli.terminal import Common, Terminal, command
+from sharpness.errors import SchemaError
+
+app = typer.Typer()
+FILES = "Results"  # the group in the help
+
+
+@command(app, group=FILES)
+def export(
+    common: Common,
+    terminal: Terminal,
+    path: Annotated[Path, typer.Argument(help="A results file (.h5).")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="csv (the default); of planes also vti and vtp, for ParaView; repeatable."),
+    ] = None,
+) -> None:
+    """Tables for pandas, grids and surfaces for ParaView; beside the file, or in --out."""
+    from sharpness.export import export_file
+
+    written = [str(file) for file in export_file(path, formats or ["csv"], common.out)]
+    for file in written:
+        terminal.say(file)
+    terminal.result(written)
+
+
+@command(app, group=FILES, name="import")
+def import_(
+    common: Common,
+    terminal: Terminal,
+    path: Annotated[Path, typer.Argument(help="A surface (.h5) that loss-landscape wrote.")],
+    directions: Annotated[Path | None, typer.Option(help="Its direction file: lengths and angle of the axes.")] = None,
+    trajectory: Annotated[Path | None, typer.Option(help="Its file of a projected training run.")] = None,
+) -> None:
+    """A loss surface of tomgoldstein/loss-landscape as a results file: --out FILE.h5, or a folder."""
+    from sharpness.foreign import load_loss_landscape
+    from sharpness.store import save
+
+    record = load_loss_landscape(path, directions=directions, trajectory=trajectory)
+    out = common.out or Path()
+    out = out if out.suffix == ".h5" else out / f"{record.kind}.h5"
+    if out.exists():
+        raise SchemaError(f"expected a new file for the result; {out} exists. Choose another --out, or remove it.")
+    save(record, out)
+    pending, points = int((record.status == 0).sum()), record.status.size
+    title = f"{record.kind}, {points} points" + (f", {pending} of them pending" if pending else "")
+    terminal.table(title, ("data set", "least loss", "largest loss"), loss_rows(record))
+    terminal.table("not recorded in such files", ("what", ""), flat_rows(record.conditions["not recorded"]))
+    terminal.say(f"Result in {out}")
+    terminal.result({"out": str(out), "split": record.split.tolist(), "loss": record.loss.tolist()})

@@ -1,0 +1,127 @@
+"use strict";
+// Surfaces exist only while they can be seen: browsers keep no more than some sixteen of them.
+(() => {
+  const CONFIG = {
+    displaylogo: false,
+    responsive: true,
+    scrollZoom: false, // the wheel belongs to the page
+    modeBarButtons: [["toImage", "resetCameraDefault3d"]], // of the others, one sends the data away
+  };
+  const STEP = Math.PI / 24;
+  const NEARER = 1 / 1.15;
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const figures = new Map(); // of scenes: data and layout, which keeps the camera
+  const shown = new Set();
+
+  const groupOf = scene => scene.closest(".surfaces");
+  const scenesOf = group => [...group.querySelectorAll(".scene")];
+
+  function figureOf(scene) {
+    if (!figures.has(scene)) {
+      const figure = JSON.parse(scene.parentElement.querySelector("script").textContent);
+      figure.home = figure.layout.scene.camera.eye;
+      figures.set(scene, figure);
+    }
+    return figures.get(scene);
+  }
+
+  function prepare({data, layout}, {split, height}) {
+    const style = getComputedStyle(document.documentElement);
+    const colour = name => style.getPropertyValue(name).trim();
+    for (const trace of data) {
+      trace.visible = trace.meta === split;
+    }
+    layout.font = {color: colour("--ink"), family: getComputedStyle(document.body).fontFamily, size: 12};
+    for (const name of ["xaxis", "yaxis", "zaxis"]) {
+      Object.assign(layout.scene[name], {color: colour("--ink"), gridcolor: colour("--grid"), zerolinecolor: colour("--grid")});
+    }
+    layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--ink")};
+    Object.assign(layout.scene.zaxis, layout.meta[height]);
+  }
+
+  function show(scene) {
+    const figure = figureOf(scene);
+    prepare(figure, groupOf(scene).dataset);
+    if (shown.has(scene)) {
+      Plotly.react(scene, figure.data, figure.layout, CONFIG);
+      return;
+    }
+    shown.add(scene);
+    Plotly.newPlot(scene, figure.data, figure.layout, CONFIG);
+    scene.on("plotly_relayouting", event => follow(scene, event["scene.camera"]));
+    scene.on("plotly_relayout", event => follow(scene, event["scene.camera"]));
+  }
+
+  function hide(scene) {
+    if (shown.delete(scene)) {
+      Plotly.purge(scene);
+    }
+  }
+
+  function look(scene, camera) {
+    figureOf(scene).layout.scene.camera = structuredClone(camera);
+    if (shown.has(scene)) {
+      Plotly.relayout(scene, {"scene.camera": structuredClone(camera)});
+    }
+  }
+
+  // The scene that is under the hand leads, and the others of its group follow.
+  let leading = null;
+  function follow(scene, camera) {
+    if (camera && scene === leading) {
+      scenesOf(groupOf(scene)).filter(other => other !== scene).forEach(other => look(other, camera));
+    }
+  }
+
+  function turned(eye, right, up, far) {
+    const distance = Math.hypot(eye.x, eye.y, eye.z) * far;
+    const around = Math.atan2(eye.y, eye.x) + right * STEP;
+    const above = Math.asin(eye.z / Math.hypot(eye.x, eye.y, eye.z)) + up * STEP;
+    const kept = Math.max(-1.5, Math.min(1.5, above));
+    return {
+      x: distance * Math.cos(kept) * Math.cos(around),
+      y: distance * Math.cos(kept) * Math.sin(around),
+      z: distance * Math.sin(kept),
+    };
+  }
+
+  function pressed(event) {
+    const moves = {
+      ArrowLeft: [-1, 0, 1], ArrowRight: [1, 0, 1], ArrowUp: [0, 1, 1], ArrowDown: [0, -1, 1],
+      "+": [0, 0, NEARER], "=": [0, 0, NEARER], "-": [0, 0, 1 / NEARER],
+    };
+    const {layout, home} = figureOf(event.currentTarget);
+    const camera = layout.scene.camera;
+    if (event.key !== "0" && !(event.key in moves) || event.ctrlKey || event.metaKey || event.altKey) {
+      return;
+    }
+    event.preventDefault();
+    leading = null;
+    const eye = event.key === "0" ? home : turned(camera.eye, ...moves[event.key]);
+    scenesOf(groupOf(event.currentTarget)).forEach(scene => look(scene, {...camera, eye}));
+  }
+
+  const webgl = document.createElement("canvas").getContext("webgl");
+  if (!webgl) {
+    return;
+  }
+  webgl.getExtension("WEBGL_lose_context")?.loseContext();
+  document.documentElement.classList.add("turning");
+
+  const observer = new IntersectionObserver(
+    entries => entries.forEach(entry => (entry.isIntersecting ? show : hide)(entry.target)), {rootMargin: "25%"}
+  );
+  for (const scene of document.querySelectorAll(".scene")) {
+    scene.addEventListener("pointerdown", () => { leading = scene; }, true);
+    scene.addEventListener("keydown", pressed);
+    observer.observe(scene);
+  }
+  for (const form of document.querySelectorAll(".controls")) {
+    form.addEventListener("change", event => {
+      const group = groupOf(form);
+      group.dataset[event.target.name] = event.target.value;
+      scenesOf(group).filter(scene => shown.has(scene)).forEach(show);
+    });
+  }
+  dark.addEventListener("change", () => shown.forEach(show));
+})();
