@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import contourpy
 import numpy as np
 import report
 import torch
 import torch.nn.functional as F
 import workloads
+from contours import STEP, deviations
 from memory_budget import Memory
 from peers import peer
 from report import Line, Result, Samples, Unavailable
@@ -37,14 +37,14 @@ from sharpness.journal import DONE, LEFT_OUT
 from sharpness.objective.objective import ACTIVATION_BYTES
 from sharpness.recipes.checkpoint import open_checkpoint
 from sharpness.records import PlaneLosses
-from sharpness.render.planes import contour_levels, drawn_surface
 
 TIMED = {"digits": 25, "f1": 9}  # points along each axis
 MEMORY, REFINEMENT = "memory", "refinement"
 PARTS = (*TIMED, MEMORY, REFINEMENT)
 
 FULL = 25  # points along each axis with ``--full``
-AGREEMENT = 1e-4  # at most this difference of a loss from the bare loop's, over the loss or, where it is less, 0.01
+SMALL = 0.01  # a loss below which differences are taken over this
+AGREEMENT = 1e-4  # at most this difference of a loss from the bare loop's, over the loss
 BARE, OURS, PACKAGE = "bare loop", "sharpness", "loss-landscapes"
 RECOMPUTE = ", statistics re-estimated"  # at every point
 
@@ -54,7 +54,6 @@ GROWTH = 8e6  # bytes by which the peak of the largest grid may exceed that of t
 SHARES = (1 / 3, 1 / 4, 1 / 6)
 SIDE, QUICK_SIDE = 51, 17
 MINIMIZERS = report.HERE.parent / "figures" / "digits" / "seed-0"  # left by ``sharpness run digits``
-SAMPLE = 0.05  # grid cells between the places of a line whose distances are taken
 
 
 def measure(part: str, args: argparse.Namespace) -> Result:
@@ -89,7 +88,7 @@ class Grid(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What a way found: numbers of shape (alpha, beta), NaN where a point was left out; no accuracy for some."""
+    """What a way found, of shape (alpha, beta); NaN where a point was left out, no accuracy where a way has none."""
 
     loss: np.ndarray
     accuracy: np.ndarray | None = None
@@ -97,7 +96,7 @@ class Values(NamedTuple):
 
     @property
     def points(self) -> int:
-        return int(np.isfinite(self.loss).sum())
+        return int((~np.isnan(self.loss)).sum())
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,6 @@ class Way:
 
     run: Callable[[], Values]
     recompute: bool = False  # batch-norm statistics re-estimated at every point
-    own_plane: bool = False  # values cannot be compared
 
 
 class BareLoop:
@@ -140,20 +138,14 @@ def _ours(grid: Grid, **choices: Any) -> Values:
     return Values(record.loss[0], record.accuracy[0], record.conditions["points_at_once"])
 
 
-def _package(workload: Workload, side: int) -> Callable[[], Values]:
+def _package(workload: Workload, side: int) -> Values:
     """``loss_landscapes.random_plane`` as its README says, on a plane of its own."""
-    plane = peer("loss_landscapes").random_plane
     metric = peer("loss_landscapes.metrics").Loss(MEAN_LOSS, workload.inputs, workload.targets)
     choices = {"distance": 1, "steps": side, "normalization": "filter", "deepcopy_model": True}
-    module = workload.copy().module
-
-    def run() -> Values:
-        try:
-            return Values(plane(module, metric, **choices))
-        except (RuntimeError, ZeroDivisionError) as error:  # a model on a GPU; parameters that are 0
-            raise Unavailable(f"fails: {str(error).splitlines()[0]}") from error
-
-    return run
+    try:
+        return Values(peer("loss_landscapes").random_plane(workload.module, metric, **choices))
+    except (RuntimeError, ZeroDivisionError) as error:  # a model on a GPU; parameters that are 0
+        raise Unavailable(f"fails: {str(error).splitlines()[0]}") from error
 
 
 def _ways(workload: Workload, grid: Grid, device: str) -> dict[str, Way]:
@@ -162,7 +154,7 @@ def _ways(workload: Workload, grid: Grid, device: str) -> dict[str, Way]:
     if device.startswith("cuda"):
         ways[f"{OURS}, points_at_once=1"] = Way(partial(ours, points_at_once=1))
     ways[f"{OURS}, share=1/3"] = Way(partial(ours, share=1 / 3))
-    ways[PACKAGE] = Way(_package(workload, len(grid.axis)), own_plane=True)
+    ways[PACKAGE] = Way(partial(_package, workload, len(grid.axis)))
     ways[BARE + RECOMPUTE] = Way(BareLoop(workload, grid, recompute=True), recompute=True)
     ways[OURS + RECOMPUTE] = Way(partial(_ours, grid, batchnorm="recompute"), recompute=True)
     return ways
@@ -193,17 +185,18 @@ def _compared(
             found[name] = way.run()
         except Unavailable as reason:
             refused[name] = str(reason)
+    differences = {name: _difference(name, ways, found) for name in found}
     runs = {"forward": partial(_forward, workload.copy(batch_size=grid.objective.chunk_size))}
     runs |= {name: ways[name].run for name in found}
     took = report.interleaved(runs, args.repeats, args.device, once=list(found))
-    lines = [_line(name, ways, found, took) for name in found]
+    lines = [_line(name, ways[name], found[name], took, differences[name]) for name in found]
     lines += [Line(name, None, note=reason) for name, reason in refused.items()]
     notes = [
         f"{side} × {side} points, median and (least..most) of {args.repeats} interleaved rounds; chunks of "
         f"{grid.objective.chunk_size:,} examples for the bare loop and {OURS}; loss and accuracy",
         "× bare loop: over that of the same round with the same statistics; floor: the forward passes alone, in plain "
         "PyTorch, one point at a time",
-        "largest difference: from the bare loop's values, of the loss over the loss (or 0.01, where it is less)",
+        f"largest difference: from the bare loop's values, of the loss over the loss (or {SMALL}, where it is less)",
         f"{PACKAGE}: the loss of one batch, which is all data, and no accuracy; on a plane of its own, every other row "
         "of which is one step aside",
         f"to be reached: on two cores at most 1.0 bare loops, {PACKAGE} at least 2.0 × sharpness; on a GPU, on the "
@@ -218,28 +211,35 @@ def _forward(workload: Workload) -> None:
         workload.module(inputs)
 
 
-def _line(name: str, ways: Mapping[str, Way], found: Mapping[str, Values], took: Mapping[str, Samples]) -> Line:
-    way, values, seconds = ways[name], found[name], took[name]
-    bare, ours = (label + RECOMPUTE * way.recompute for label in (BARE, OURS))
+def _difference(name: str, ways: Mapping[str, Way], found: Mapping[str, Values]) -> dict[str, str]:
+    """The largest from the bare loop with the same statistics, in cells of the table."""
+    bare = _beside(BARE, ways[name])
+    values, others = found[name], found[bare]
+    if name == bare or values.accuracy is None or others.accuracy is None:
+        return {}
+    loss = np.nanmax(np.abs(values.loss - others.loss) / np.maximum(others.loss, SMALL))
+    # statistics of several chunks are pooled in ours, averaged in PyTorch's
+    assert loss <= AGREEMENT or ways[name].recompute, f"{name}: losses differ by {loss:.1e} from those of the {bare}"
+    accuracy = np.nanmax(np.abs(values.accuracy - others.accuracy))
+    return {"largest difference": f"{loss:.1e}", "of the accuracy": f"{accuracy:.1e}"}
+
+
+def _line(name: str, way: Way, values: Values, took: Mapping[str, Samples], difference: Mapping[str, str]) -> Line:
+    seconds = took[name]
     cells = {
-        "× bare loop": str(seconds.per(took[bare])),
-        "× sharpness": str(seconds.per(took[ours])),
+        "× bare loop": str(seconds.per(took[_beside(BARE, way)])),
+        "× sharpness": str(seconds.per(took[_beside(OURS, way)])),
         "ms per point": report.short(1e3 * seconds.median / values.points),
         "points": values.points,
         "at once": values.at_once,
+        **difference,
     }
-    if name != bare and not way.own_plane:
-        loss, accuracy = _differences(values, found[bare])
-        cells |= {"largest difference": f"{loss:.1e}", "of the accuracy": f"{accuracy:.1e}"}
-        assert way.recompute or loss <= AGREEMENT, f"{name}: losses differ by {loss:.1e} from the bare loop's"
     return Line(name, seconds, cells, floor=values.points * (1 + way.recompute) * took["forward"].median)
 
 
-def _differences(values: Values, bare: Values) -> tuple[float, float]:
-    assert values.accuracy is not None
-    assert bare.accuracy is not None
-    loss = np.abs(values.loss - bare.loss) / np.maximum(bare.loss, 0.01)
-    return float(np.nanmax(loss)), float(np.nanmax(np.abs(values.accuracy - bare.accuracy)))
+def _beside(name: str, way: Way) -> str:
+    """The one that treats batch-norm statistics as ``way`` does."""
+    return name + RECOMPUTE if way.recompute else name
 
 
 # Memory
@@ -253,8 +253,16 @@ def _memory(args: argparse.Namespace) -> Result:
     peaks = {side: Samples(tuple(row["peak"] / 1e6 for row in rows)) for side, rows in grown.items()}
     least, most = peaks[sides[0]].median, peaks[sides[-1]].median
     lines = [
-        Line(f"{side} × {side}", peaks[side], {"values, MB": f"{rows[0]['values'] / 1e6:.2g}"}, floor=least)
-        for side, rows in grown.items()
+        Line(
+            f"{side} × {side}",
+            peaks[side],
+            {
+                "values, MB": f"{grown[side][0]['values'] / 1e6:.2g}",
+                "θ of all points, MB": report.short(4e-6 * workload.size * side**2),
+            },
+            floor=least,
+        )
+        for side in sides
     ]
     budget = ACTIVATION_BYTES["cuda" if args.device.startswith("cuda") else "cpu"]
     verdict = "kept" if most - least <= GROWTH / 1e6 and most <= budget / 1e6 else "NOT kept"
@@ -265,7 +273,7 @@ def _memory(args: argparse.Namespace) -> Result:
         notes=[
             workload.describe(),
             f"growth from before the plane to the highest point; floor: {sides[0]} × {sides[0]} points",
-            "values: loss, accuracy and status of every point, which the record holds",
+            "values: loss, accuracy and status of every point, which the record holds; θ of all points is never held",
             f"{verdict}: at most {GROWTH / 1e6:.0f} MB between the smallest and the largest grid, and at most "
             f"{budget / 1e6:,.0f} MB, the budget of activations",
         ],
@@ -299,34 +307,42 @@ def _refinement(args: argparse.Namespace) -> Result:
     for plane, grid in _planes(side, args.device):
         whole = sh.evaluate_plane(*grid)
         sparse = {f"1/{round(1 / share)}": sh.evaluate_plane(*grid, share=share) for share in SHARES}
-        sparse["every second point along each axis"] = _coarse(whole)
+        sparse["every second"] = _coarse(whole)
         for label, record in sparse.items():
             moved = deviations(whole, record)
-            every = np.concatenate(list(moved.values()))
-            cells = {
-                "95 %": report.short(np.percentile(every, 95)),
-                "mean": report.short(every.mean()),
-                "levels": len(moved),
-                "points": f"{(record.status == DONE).sum():,} of {record.status.size:,}",
-            }
-            lines.append(Line(f"{plane}: {label}", Samples((float(every.max()),)), cells))
-            raw[lines[-1].label] = {
-                level: [float(places.max()), float(np.percentile(places, 95))] for level, places in moved.items()
-            }
+            lines.append(_moved(f"{plane}: {label}", moved, record))
+            raw[lines[-1].label] = {f"{level:g}": _summary(places) for level, places in moved.items()}
     return report.result(
         "contour lines of a share of the points",
-        "largest deviation, cells",
+        "largest, cells",
         lines,
         notes=[
             f"SB and LB minimizers of `sharpness run digits`, seed 0; {side} × {side} points, train loss, statistics "
             "re-estimated at every point",
-            "distance of every place on a line of one surface from the lines of the same level of the other, both "
-            "ways, in grid cells; lines on the logarithm of the loss, as the other points are interpolated; levels "
-            "are those drawn",
-            f"places every {SAMPLE} cells, so the largest may be {SAMPLE / 2:g} more; 95 % and mean are over length",
+            "distance of places on the lines of either surface from the other's lines of the same level, in grid "
+            "cells; lines on the logarithm of the loss, as the other points are interpolated, at the levels drawn",
+            f"places every {STEP} cells along a line, so that the largest may be {STEP / 2:g} more",
+            "1/3, 1/4, 1/6: `share=`; every second: along each axis, a coarser grid interpolated in the same way",
         ],
         raw={"largest_and_95_percent": raw},
     )
+
+
+def _moved(label: str, moved: Mapping[float, np.ndarray], record: PlaneLosses) -> Line:
+    lost = [level for level, places in moved.items() if np.isinf(places).any()]
+    most, nearly_all = _summary(np.concatenate([places for level, places in moved.items() if level not in lost]))
+    cells = {
+        "95 %": report.short(nearly_all),
+        "levels": f"{len(moved) - len(lost)} of {len(moved)}",
+        "points": f"{(record.status == DONE).sum():,} of {record.status.size:,}",
+    }
+    if lost:
+        return Line(label, None, cells, note=f"loses level {', '.join(f'{level:g}' for level in lost)}")
+    return Line(label, Samples((most,)), cells)
+
+
+def _summary(places: np.ndarray) -> tuple[float, float]:
+    return float(places.max()), float(np.percentile(places, 95))
 
 
 def _planes(side: int, device: str) -> list[tuple[str, tuple[Any, ...]]]:
@@ -353,44 +369,6 @@ def _coarse(whole: PlaneLosses) -> PlaneLosses:
     status = np.full_like(whole.status, LEFT_OUT)
     status[::2, ::2] = DONE
     return dataclasses.replace(whole, status=status, share=float((status == DONE).mean()))
-
-
-def deviations(whole: PlaneLosses, sparse: PlaneLosses) -> dict[float, np.ndarray]:
-    """For each level that is drawn, distances in grid cells between the lines of two surfaces, both ways.
-
-    Infinite where only one of the surfaces has the level.
-    """
-    losses = [drawn_surface(record).values.filled(np.nan) for record in (whole, sparse)]
-    levels = [level for level in contour_levels([whole]) if losses[0].min() < level < losses[0].max()]
-    contours = [contourpy.contour_generator(z=np.log(loss)) for loss in losses]
-    moved = {}
-    for level in levels:
-        one, other = (contour.lines(np.log(level)) for contour in contours)
-        moved[level] = np.concatenate([_distances(one, other), _distances(other, one)])
-    return moved
-
-
-def _distances(lines: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
-    """Of places at equal distances along the lines, from the nearest segment of the others."""
-    if not lines or not others:
-        return np.full(bool(lines), np.inf)
-    places = np.concatenate([_places(line) for line in lines])
-    begins, ends = (np.concatenate([line[part] for line in others]) for part in (slice(-1), slice(1, None)))
-    blocks = np.array_split(places, 1 + len(places) * len(begins) // 2**21)  # tens of megabytes at once
-    return np.concatenate([_to_segments(block, begins, ends) for block in blocks])
-
-
-def _places(line: np.ndarray) -> np.ndarray:
-    along = np.concatenate([[0.0], np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum()])
-    wanted = np.linspace(0, along[-1], 2 + int(along[-1] / SAMPLE))
-    return np.stack([np.interp(wanted, along, coordinate) for coordinate in line.T], axis=1)
-
-
-def _to_segments(places: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """From each place to the nearest point of any segment."""
-    spans, offsets = ends - begins, places[:, None] - begins
-    shares = (offsets * spans).sum(-1) / np.maximum((spans**2).sum(-1), 1e-30)  # a segment may be a point
-    return np.linalg.norm(offsets - np.clip(shares, 0, 1)[..., None] * spans, axis=-1).min(axis=1)
 
 
 def main() -> None:

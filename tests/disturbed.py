@@ -28,6 +28,7 @@ from typing import Any
 
 import h5py
 
+import sharpness.landscape
 import sharpness.recipes
 import sharpness.render  # imported once, before the children are forked
 import sharpness.training
@@ -96,4 +97,5 @@ def child(trouble: list[Any] | None, arguments: list[str]) -> list[Any]:
 
 if __name__ == "__main__":
     sharpness.training.SECONDS_BETWEEN_CHECKPOINTS = 0.0
+    sharpness.landscape.evaluate.COMMIT_SECONDS = 0.0  # every point by itself
     print(json.dumps([child(trouble, sys.argv[2:]) for trouble in json.loads(sys.argv[1])]))

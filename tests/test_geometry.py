@@ -523,6 +523,16 @@ def test_the_axes_of_a_random_plane_of_a_network_are_orthogonal(by, hold):
         assert abs(random_plane(theta.float(), space, by=by, hold=hold, seed=seed).cosine) < 1e-6
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_filters_drawn_nearly_parallel_are_orthogonal_too(dtype, bound):
+    """Of two thousand pairs of directions in the plane, some are within a thousandth of parallel."""
+    space = ParamSpace(("weight",), (torch.Size([2000, 2]),))
+    plane = random_plane(randn(space.size, dtype=dtype), space)
+    first, second = (axis.double().view(2000, 2) for axis in (plane.first, plane.second))
+    cosines = (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))
+    assert cosines.abs().max() < bound
+
+
 def test_by_weight_is_the_first_axis_of_independent_numbers_times_magnitudes():
     theta = randn(BLOCKS.size, seed=1)
     plain, scaled = (random_plane(theta, BLOCKS, by=by, hold=False, seed=3) for by in ("none", "weight"))

@@ -164,7 +164,7 @@ def check_described(file: Path) -> None:
 
 def test_every_file_of_a_run_is_described(small_run: SmallRun) -> None:
     files = sorted(small_run.out.rglob("*.h5"))
-    assert len(files) == 10
+    assert len(files) == 12
     for file in files:
         check_described(file)
 
@@ -178,7 +178,8 @@ def test_every_file_of_the_other_commands_is_described(foreign: Foreign) -> None
     assert invoke("landscape", weights, *problem[:2], "--points", 2, "--out", out).code == 0
     assert invoke("bench", *problem, "--repeats", 1).code == 0
     files = {file.name: file for file in foreign.folder.rglob("*.h5")}
-    assert set(files) == {"eigenpairs.h5", "density.h5", "sharpness.h5", "plane.h5", "product_cost.h5"}
+    measured = {"eigenpairs.h5", "density.h5", "sharpness.h5", "product_cost.h5"}
+    assert set(files) == measured | {"plane.h5", "curvature.h5"}
     for file in files.values():
         check_described(file)
 
@@ -416,7 +417,7 @@ def test_one_checkpoint_is_the_middle_of_a_random_plane(foreign: Foreign) -> Non
     command = ("landscape", foreign.save("w.pt"), "--problem", foreign.problem("function"), "--points", 3)
     ended = invoke(*command, "--out", foreign.folder / "out", "--json")
     plane = store.load(foreign.folder / "out" / "plane.h5")
-    assert json.loads(ended.stdout)["loss"] == plane.loss.tolist()
+    assert json.loads(ended.stdout)["landscapes"][""]["loss"] == plane.loss.tolist()
     assert (plane.alpha.tolist(), plane.beta.tolist()) == ([-1, 0, 1], [-1, 0, 1])
     assert np.ptp(plane.loss[0]) > 0
     assert plane.batchnorm == "recompute"
@@ -428,26 +429,32 @@ def test_one_checkpoint_is_the_middle_of_a_random_plane(foreign: Foreign) -> Non
 
 @pytest.mark.usefixtures("no_figures")
 def test_two_are_a_line_and_three_a_plane_through_them(foreign: Foreign) -> None:
-    a, b, c = (
-        foreign.save(f"{name}.pt", change=lambda t, scale=scale: t * scale if t.is_floating_point() else t)
-        for name, scale in (("a", 1.0), ("b", 0.5), ("c", 0.25))
-    )
-    options = ("--problem", foreign.problem("function"), "--out")
-    assert invoke("landscape", a, b, "--points", 4, *options, foreign.folder / "line").code == 0
+    def half(t: torch.Tensor) -> torch.Tensor:
+        return t / 2 if t.is_floating_point() else t
+
+    def aside(t: torch.Tensor) -> torch.Tensor:
+        """As far from the whole as the half is, at a right angle: a pair of weights (x, y) changes by (y, -x) / 2."""
+        return t + torch.stack([t.view(-1, 2)[:, 1], -t.view(-1, 2)[:, 0]], 1).view_as(t) / 2 if t.ndim else t
+
+    a, b, c = foreign.save("a.pt"), foreign.save("b.pt", change=half), foreign.save("c.pt", change=aside)
+    options = ("--problem", foreign.problem("function"), "--points", 4, "--low", -1, "--high", 2, "--out")
+    assert invoke("landscape", a, b, *options, foreign.folder / "line").code == 0
     line = store.load(foreign.folder / "line" / "line.h5")
     assert (line.alpha.tolist(), line.conditions["ends"]) == ([-1, 0, 1, 2], ["a", "b"])
-    assert invoke("landscape", a, b, c, "--points", 4, *options, foreign.folder / "plane").code == 0
+    assert invoke("landscape", a, b, c, *options, foreign.folder / "plane").code == 0
     plane = store.load(foreign.folder / "plane" / "plane.h5")
     assert plane.loss[:, :, 1] == pytest.approx(line.loss, rel=1e-5)  # β = 0 is the line from a to b
-    assert invoke("landscape", a, c, "--points", 4, *options, foreign.folder / "side").code == 0
+    assert invoke("landscape", a, c, *options, foreign.folder / "side").code == 0
     side = store.load(foreign.folder / "side" / "line.h5")
     assert plane.loss[:, 1, :] == pytest.approx(side.loss, rel=1e-5)
 
 
-def test_four_checkpoints_or_one_twice_or_two_models_are_refused(foreign: Foreign, small_run: SmallRun) -> None:
+def test_too_many_checkpoints_or_one_twice_or_two_models_are_refused(foreign: Foreign, small_run: SmallRun) -> None:
     one, problem = foreign.save("a.pt"), ("--problem", foreign.problem("function"), "--out", foreign.folder / "out")
     others = [foreign.save(f"{name}.pt") for name in "bcd"]
-    assert refused(invoke("landscape", one, *others, *problem), 2, "one to three checkpoints; got 4")
+    through = invoke("landscape", one, *others, "--kind", "through", *problem)
+    assert refused(through, 2, "expected 2 to 3 checkpoints for a landscape of kind through; got 4")
+    assert refused(invoke("landscape", one, *others, *problem), 2, "iterates that span a plane")  # all four are the same
     assert refused(invoke("landscape", one, one, *problem), 2, "twice")
     assert invoke("landscape", one, "--points", 1, *problem).code == 2
     minimizer = small_run.out / "seed-0" / "SB" / "minimizer.safetensors"

@@ -70,7 +70,7 @@ def write_run(folder: Path, regimes=("SB", "LB"), planes=True) -> dict[str, Any]
 
 
 class Page(HTMLParser):
-    """A page as a browser sees it: elements with attributes, tables by title, text of scripts; checks that all close."""
+    """A page as a browser sees it: elements with attributes, tables by title, texts by element; all must close."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -168,7 +168,8 @@ def test_nothing_is_loaded_from_anywhere(page, report):
     (css,) = page.data["style"]
     assert "url(" not in css
     assert "@import" not in css
-    assert set(re.findall(r"url\((.)", " ".join(value or "" for _, a in page.elements for value in a.values()))) == {"#"}
+    values = " ".join(value or "" for _, attributes in page.elements for value in attributes.values())
+    assert set(re.findall(r"url\((.)", values)) == {"#"}
     (policy,) = [a["content"] for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert 4.5 * MB < report.stat().st_size < 7 * MB  # of which plotly.js is nearly all
@@ -256,10 +257,11 @@ def test_columns_are_named_by_what_they_hold():
 def test_a_plane_is_told_by_its_ranges_and_its_missing_points():
     tables = {table.title: table for table in number_tables(valley())}
     told = {row[0]: row[1:] for row in tables["ranges"].texts}
-    assert told["points"] == ["9 × 7", "1 pending, 61 done, 1 not finite", "", ""]
+    assert told["loss (nat), train"][0] == "9 × 7"
     assert told["loss (nat), train"][3] == "2"
+    assert tables["ranges"].notes == ["63 points: 1 pending, 61 done, 1 not finite"]
     assert tables["by mark"].texts[1] == ["LB", "0.5", "1", "0.7"]
-    assert tables["by mark"].head[1:] == ("point", "α", "β", "distance from the plane")[1:]
+    assert tables["by mark"].head == ("point", "α", "β", "distance from the plane")
 
 
 def test_of_many_rows_some_are_shown_and_it_says_so():
@@ -332,20 +334,22 @@ def test_a_damaged_file_is_named_and_nothing_is_written(tmp_path, name):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_command_says_where_and_how_large(folder, records, tmp_path):
-    ended = invoke("report", folder, "--out", tmp_path / "a.html")
-    size = (tmp_path / "a.html").stat().st_size
+def test_the_command_says_where_and_how_large(tmp_path):
+    store.save(line(), tmp_path / "line.h5")
+    ended = invoke("report", tmp_path)
+    size = (tmp_path / "report.html").stat().st_size
     assert ended.code == 0
-    assert f"{tmp_path / 'a.html'}, {size / MB:.1f} MB" in ended.stdout
-    told = json.loads(invoke("report", folder, "--out", tmp_path / "a.html", "--json").stdout)
+    assert f"{tmp_path / 'report.html'}, {size / MB:.1f} MB" in ended.stdout
+    told = json.loads(invoke("report", tmp_path, "--out", tmp_path / "a.html", "--json").stdout)
     assert told == {"out": str(tmp_path / "a.html"), "bytes": size}
     assert refused(invoke("report", tmp_path / "nowhere"), 2, str(tmp_path / "nowhere"))
 
 
-def test_it_needs_no_torch(folder, records, tmp_path):
+def test_it_needs_no_torch(tmp_path):
+    store.save(valley(), tmp_path / "plane.h5")
     code = "import sys; from pathlib import Path; from sharpness.report import write_report\n"
     code += "write_report(Path(sys.argv[1]), Path(sys.argv[2])); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code, folder, tmp_path / "a.html"], check=True)
+    subprocess.run([sys.executable, "-c", code, tmp_path, tmp_path / "a.html"], check=True)
 
 
 def test_hostile_names_stay_text(tmp_path):

@@ -210,8 +210,8 @@ def test_a_killed_plane_can_be_read_and_is_completed_and_equal(foreign: Foreign,
     (end,) = disturbed([["flush", "plane.h5", 5, "SIGKILL"]], *command, tmp_path / "out")
     assert end.code == KILLED
     plane = store.load(tmp_path / "out" / "plane.h5")
-    assert plane.status.tolist() == [1, 1, 0, 0]
-    assert np.isfinite(plane.loss[..., :2]).all()
+    assert plane.status.tolist() == [[1, 1, 0, 0], *[[0] * 4] * 3]
+    assert np.isfinite(plane.loss[:, 0, :2]).all()
     assert invoke(*command, tmp_path / "out").code == 0
     assert invoke(*command, tmp_path / "undisturbed").code == 0
     assert results(tmp_path / "out") == results(tmp_path / "undisturbed")

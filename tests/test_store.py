@@ -487,7 +487,7 @@ def test_begin_goes_on_where_only_rounding_or_the_execution_plan_differ(tmp_path
     for template in (plane(cosine=2e-17, conditions=other), plane(cosine=np.nan, conditions=plan)):
         with store.begin(path, {"plane": template})["plane"] as journal:
             assert journal.conditions == plan
-    with pytest.raises(SchemaError, match="its conditions are .*'l2': 0.0.* there and .*'l2': 0.5.* here"):
+    with pytest.raises(SchemaError, match=r"its conditions are .*'l2': 0.0.* there and .*'l2': 0.5.* here"):
         store.begin(path, {"plane": plane(conditions={"train": {"l2": 0.5}})})
 
 

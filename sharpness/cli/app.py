@@ -264,17 +264,18 @@ def figures(
     ],
     runs: Annotated[Path, typer.Option(help="Where the runs lie from which a named figure is drawn.")] = Path("runs"),
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="svg, pdf or png, repeatable. [default: all]")
+        list[str] | None, typer.Option("--format", help="svg, pdf, png; gif or mp4 of runs. [default: the first three]")
     ] = None,
 ) -> None:
     """Draw again, from HDF5 alone; a named figure with its table beside published values."""
-    from sharpness.render import FORMATS, PAPER, draw_file, draw_folder, draw_paper
+    from sharpness.render import FORMATS, MOVING, PAPER, draw_file, draw_folder, draw_paper
 
-    wanted = tuple(formats or FORMATS)
-    if not set(wanted) <= set(FORMATS):
-        raise ShapeError(f"expected --format {', '.join(FORMATS)}; got {', '.join(wanted)}")
+    named, wanted = path in PAPER and not Path(path).exists(), tuple(formats or FORMATS)
+    known = FORMATS if named else (*FORMATS, *MOVING)
+    if not set(wanted) <= set(known):
+        raise ShapeError(f"expected --format {', '.join(known)}; got {', '.join(wanted)}")
     terminal.report("figures")
-    if path in PAPER and not Path(path).exists():
+    if named:
         written = draw_paper(path, runs, common.out or runs / "figures", wanted)
     else:
         written = draw_folder(Path(path), wanted) if Path(path).is_dir() else draw_file(Path(path), wanted)

@@ -133,7 +133,7 @@ def shape_numbers(record: Losses, curvature: AxisCurvature | None) -> dict[str, 
         for name, differences, product in zip("αβ", curvature.second_difference, curvature.product, strict=False):
             found[f"curvature along {name}: vᵀHv"] = float(product)
             step = int(np.argmin(curvature.step))
-            found[f"curvature along {name}: second difference, h = {curvature.step[step]:.2g}"] = float(differences[step])
+            found[f"curvature along {name}: differences, h = {curvature.step[step]:.2g}"] = float(differences[step])
     return found
 
 

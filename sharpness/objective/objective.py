@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.func import vmap
 
-from sharpness.errors import ShapeError, SharpnessError, UnsupportedModelError
+from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective.batches import chosen, chunked, fingerprint, freeze, joined, rows_of, tree_map
 from sharpness.objective.execution import device_name, exact_arithmetic
 from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
+from sharpness.objective.stack import Stack
 from sharpness.objective.terms import Terms
 from sharpness.objective.verify import verify
 from sharpness.params import ParamSpace, Point, as_point
@@ -271,7 +271,7 @@ class Objective:
         """
         if self.batchnorm == "recompute":
             places = self.with_statistics_together(places)
-        stack = _Stack(self, places)
+        stack = self._stack(places)
 
         def score(rows: list[torch.Tensor], buffers: list[torch.Tensor], chunk: Any) -> Any:
             return self._score(chunk, rows, stack.named(buffers), Kernels("torch"))
@@ -334,7 +334,7 @@ class Objective:
 
     def with_statistics_together(self, places: Sequence[Any]) -> list[Point]:
         """``with_statistics`` of several points at once, in the way and with the errors of ``evaluate_together``."""
-        stack = _Stack(self, places)
+        stack = self._stack(places)
         if not self.has_batchnorm:
             return stack.points
         calls: list[tuple[str, int]] = []
@@ -381,6 +381,9 @@ class Objective:
         with exact_arithmetic(self.device), Kernels(kernels):
             return self._snapshot.moments(parameters, buffers, lambda model: self._loss(model, chunk))
 
+    def _stack(self, places: Sequence[Any]) -> Stack:
+        return Stack([self.point(place) for place in places], self.space, self._snapshot.state)
+
     def _selected(self, examples: torch.Tensor) -> list[Any]:
         masks = examples.split([length(batch) for batch in self._source])
         batches = [tree_map(partial(rows_of, index=m), b) for b, m in zip(self._source, masks, strict=True) if m.any()]
@@ -415,36 +418,3 @@ class Objective:
         coupled = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
             verify(term, self._batches, self.chunks, dtype=self.dtype, adds_up=not coupled)
-
-
-class _Stack:
-    """Several points, their θ and their buffers stacked, and functions of one point applied to all of them."""
-
-    def __init__(self, objective: Objective, places: Sequence[Any]) -> None:
-        if not places:
-            raise ShapeError("expected one or more points to evaluate together; got none")
-        self.points = [objective.point(place) for place in places]
-        self.thetas = torch.stack([point.theta for point in self.points])
-        self._space = objective.space
-        own = objective._snapshot.state  # for what some points bring and others do not
-        self._names = list(dict.fromkeys(name for point in self.points for name in point.buffers or ()))
-        self.buffers = [
-            torch.stack([(point.buffers or own).get(name, own[name]) for point in self.points]) for name in self._names
-        ]
-
-    def named(self, buffers: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        return dict(zip(self._names, buffers, strict=True))
-
-    def each(self, function: Callable[..., Any], chunk: Any) -> Any:
-        """``function(parameters, buffers, chunk)`` of every point, its results stacked."""
-        try:
-            with torch.no_grad(), preserved_random_state():
-                over_points = vmap(function, in_dims=(0, 0, None))
-                return over_points(self._space.split_rows(self.thetas), self.buffers, chunk)
-        except SharpnessError:
-            raise
-        except (RuntimeError, ValueError) as error:
-            raise UnsupportedModelError(
-                f"expected a model that can be vectorised over its parameters; got {error}. Evaluate one point at a "
-                "time: points_at_once=1"
-            ) from error

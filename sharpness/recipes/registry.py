@@ -118,6 +118,11 @@ def recipe_problem(minimizer: Minimizer, data_dir: str | Path | None = None) -> 
             "Say what it belongs to: --problem FILE.py:NAME."
         )
     recorded = dict(metadata["parameters"])
+    if "regimes" not in recorded:
+        raise CheckpointError(
+            "expected a minimizer of an experiment with regimes, as this release trains them; this one is older. Name "
+            "its model and data: --problem FILE.py:NAME"
+        )
     order = metadata.get("regimes", recorded["regimes"])  # which the metadata's sorted mappings have lost
     parameters = restored(Experiment, {**recorded, "regimes": {name: recorded["regimes"][name] for name in order}})
     data = load(parameters.data, data_dir)

@@ -117,8 +117,8 @@ def draw(record: Any, ax: Axes | None = None) -> Axes:
 def draw_figure(records: Mapping[str, Any]) -> Figure:
     """Draw several records of one kind side by side, so that they can be compared by eye.
 
-    All panels have the same axes. Planes also have the same contour levels, colours and colour bar. Comparisons and
-    rescalings, which are two panels each, stand one below the other.
+    All panels have the same axes. Planes also have the same contour levels, colours and colour bar, maps of convexity
+    the same colours and colour bar. Comparisons and rescalings, which are two panels each, stand one below the other.
 
     Args:
         records: records of one kind by the name that becomes the title of their panel.

@@ -120,43 +120,45 @@ def _rows(dim: str, found: list[Variable], coordinates: dict[str, np.ndarray]) -
 
 def _columns(v: Variable, dim: str, coordinates: dict[str, np.ndarray]) -> Iterator[_Column]:
     """The columns of a variable whose rows run along ``dim``: one for each place along its other dimensions."""
-    others = tuple(name for name in v.dims if name != dim)
+    others = [name for name in v.dims if name != dim]
     values = np.moveaxis(STATUS[v.values] if v.name == "status" else v.values, v.dims.index(dim), -1)
-    for place in np.ndindex(values.shape[:-1]):
-        heads = [_heading(v, name, index, coordinates) for name, index in zip(others, place, strict=True)]
-        yield _Column(", ".join([_head(v), *heads]), [_cell(value) for value in values[place]])
+    places = list(np.ndindex(values.shape[:-1]))
+    heads = v.label.split(", ")  # a label names the places along a dimension that has no values: "α, β, distance"
+    if len(others) != 1 or others[0] in coordinates or len(heads) != len(places):
+        heads = [", ".join([_head(v), *_headings(others, place, coordinates)]) for place in places]
+    for head, place in zip(heads, places, strict=True):
+        yield _Column(head, [_cell(value) for value in values[place]])
+
+
+def _headings(dims: Sequence[str], place: tuple[int, ...], coordinates: dict[str, np.ndarray]) -> Iterator[str]:
+    for dim, index in zip(dims, place, strict=True):
+        yield str(_cell(coordinates[dim][index])) if dim in coordinates else f"{dim} {index + 1}"
 
 
 def _ranges(found: list[Variable], coordinates: dict[str, np.ndarray]) -> Table:
-    """Extremes of large arrays, apart for each data set."""
-    rows: list[tuple[Cell, ...]] = []
-    for v in found:
-        if v.name == "status":
-            counts = [f"{int(np.sum(v.values == code)):,} {word}" for code, word in enumerate(STATUS)]
-            rows.append(
-                ("points", f"{v.values.size:,}", ", ".join(c for c in counts if not c.startswith("0 ")), "", "")
-            )
-            continue
-        parts = zip(coordinates["split"], v.values, strict=True) if v.dims[0] == "split" else [("", v.values)]
-        for name, values in parts:
-            finite = values[np.isfinite(values)] if values.dtype.kind in "fiu" else np.empty(0)
-            ends = (_cell(finite.min()), _cell(finite.max())) if finite.size else (MISSING, MISSING)
-            label = _head(v) + (f", {name}" if str(name) else "")
-            rows.append((label, " × ".join(map(str, values.shape)), *ends, values.size - finite.size))
-    return Table("ranges", ("quantity", "numbers", "least", "largest", "not finite"), rows)
+    """Extremes of large arrays, apart for each data set; how many of their points are done."""
+    head = ("quantity", "numbers", "least", "largest", "not finite")
+    rows = [row for v in found if v.name != "status" for row in _extremes(v, coordinates)]
+    return Table("ranges", head, rows, [_points(v) for v in found if v.name == "status"])
+
+
+def _extremes(v: Variable, coordinates: dict[str, np.ndarray]) -> Iterator[tuple[Cell, ...]]:
+    parts = zip(coordinates["split"], v.values, strict=True) if v.dims[0] == "split" else [("", v.values)]
+    for name, values in parts:
+        finite = values[np.isfinite(values)]
+        ends = (_cell(finite.min()), _cell(finite.max())) if finite.size else (MISSING, MISSING)
+        label = _head(v) + (f", {name}" if str(name) else "")
+        yield label, " × ".join(map(str, values.shape)), *ends, values.size - finite.size
+
+
+def _points(v: Variable) -> str:
+    counts = [(int(np.sum(v.values == code)), word) for code, word in enumerate(STATUS)]
+    return f"{v.values.size:,} points: {', '.join(f'{count:,} {word}' for count, word in counts if count)}"
 
 
 def _row_dimension(v: Variable, coordinates: dict[str, np.ndarray]) -> str:
     """The last dimension that has values, else the last."""
     return next((dim for dim in reversed(v.dims) if dim in coordinates), v.dims[-1])
-
-
-def _heading(v: Variable, dim: str, index: int, coordinates: dict[str, np.ndarray]) -> str:
-    if dim in coordinates:
-        return str(_cell(coordinates[dim][index]))
-    parts = v.label.split(", ")  # a label may name the places along a dimension without values
-    size = v.values.shape[v.dims.index(dim)]
-    return parts[index] if len(parts) == size else f"{dim} {index + 1}"
 
 
 def _head(v: Variable) -> str:
