@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import contourpy
 import numpy as np
@@ -23,7 +24,7 @@ def deviations(whole: PlaneLosses, sparse: PlaneLosses) -> dict[float, np.ndarra
     """
     losses = [drawn_surface(record).values.filled(np.nan) for record in (whole, sparse)]
     levels = [float(level) for level in contour_levels([whole]) if losses[0].min() < level < losses[0].max()]
-    contours = [contourpy.contour_generator(z=np.log(loss)) for loss in losses]
+    contours: list[Any] = [contourpy.contour_generator(z=np.log(loss)) for loss in losses]
     moved = {}
     for level in levels:
         one, other = (contour.lines(np.log(level)) for contour in contours)

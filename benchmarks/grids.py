@@ -186,7 +186,9 @@ def _compared(
         except Unavailable as reason:
             refused[name] = str(reason)
     differences = {name: _difference(name, ways, found) for name in found}
-    runs = {"forward": partial(_forward, workload.copy(batch_size=grid.objective.chunk_size))}
+    runs: dict[str, Callable[[], Any]] = {
+        "forward": partial(_forward, workload.copy(batch_size=grid.objective.chunk_size))
+    }
     runs |= {name: ways[name].run for name in found}
     took = report.interleaved(runs, args.repeats, args.device, once=list(found))
     lines = [_line(name, ways[name], found[name], took, differences[name]) for name in found]
@@ -311,7 +313,7 @@ def _refinement(args: argparse.Namespace) -> Result:
         for label, record in sparse.items():
             moved = deviations(whole, record)
             lines.append(_moved(f"{plane}: {label}", moved, record))
-            raw[lines[-1].label] = {f"{level:g}": _summary(places) for level, places in moved.items()}
+            raw[lines[-1].label] = {f"{level:g}": None if _lost(p) else _summary(p) for level, p in moved.items()}
     return report.result(
         "contour lines of a share of the points",
         "largest, cells",
@@ -329,8 +331,8 @@ def _refinement(args: argparse.Namespace) -> Result:
 
 
 def _moved(label: str, moved: Mapping[float, np.ndarray], record: PlaneLosses) -> Line:
-    lost = [level for level, places in moved.items() if np.isinf(places).any()]
-    most, nearly_all = _summary(np.concatenate([places for level, places in moved.items() if level not in lost]))
+    lost = [level for level, places in moved.items() if _lost(places)]
+    most, nearly_all = _summary(np.concatenate([places for places in moved.values() if not _lost(places)]))
     cells = {
         "95 %": report.short(nearly_all),
         "levels": f"{len(moved) - len(lost)} of {len(moved)}",
@@ -341,7 +343,12 @@ def _moved(label: str, moved: Mapping[float, np.ndarray], record: PlaneLosses) -
     return Line(label, Samples((most,)), cells)
 
 
+def _lost(places: np.ndarray) -> bool:
+    return bool(np.isinf(places).any())
+
+
 def _summary(places: np.ndarray) -> tuple[float, float]:
+    """The largest, and what 95 % do not exceed."""
     return float(places.max()), float(np.percentile(places, 95))
 
 

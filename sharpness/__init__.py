@@ -14,11 +14,21 @@ if TYPE_CHECKING:
     from sharpness.checkpoints import Minimizer as Minimizer
     from sharpness.checkpoints import load_checkpoint as load_checkpoint
     from sharpness.checkpoints import load_minimizer as load_minimizer
+    from sharpness.geometry import Arc as Arc
+    from sharpness.geometry import Bezier as Bezier
     from sharpness.geometry import Line as Line
     from sharpness.geometry import Plane as Plane
+    from sharpness.geometry import Polygon as Polygon
+    from sharpness.geometry import eigenvector_plane as eigenvector_plane
+    from sharpness.geometry import plane_through as plane_through
     from sharpness.geometry import random_plane as random_plane
+    from sharpness.geometry import trajectory_plane as trajectory_plane
+    from sharpness.landscape import axis_curvature as axis_curvature
+    from sharpness.landscape import connect as connect
+    from sharpness.landscape import convexity_map as convexity_map
     from sharpness.landscape import evaluate_line as evaluate_line
     from sharpness.landscape import evaluate_plane as evaluate_plane
+    from sharpness.landscape import evaluate_profiles as evaluate_profiles
     from sharpness.measures import epsilon_sharpness as epsilon_sharpness
     from sharpness.objective import Evaluation as Evaluation
     from sharpness.objective import Objective as Objective
@@ -47,8 +57,18 @@ _HOME = {
     "Line": "geometry",
     "Plane": "geometry",
     "random_plane": "geometry",
+    "Arc": "geometry",
+    "Bezier": "geometry",
+    "Polygon": "geometry",
+    "plane_through": "geometry",
+    "eigenvector_plane": "geometry",
+    "trajectory_plane": "geometry",
     "evaluate_line": "landscape",
     "evaluate_plane": "landscape",
+    "evaluate_profiles": "landscape",
+    "connect": "landscape",
+    "axis_curvature": "landscape",
+    "convexity_map": "landscape",
     "epsilon_sharpness": "measures",
     "Evaluation": "objective",
     "Objective": "objective",

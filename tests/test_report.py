@@ -301,9 +301,12 @@ def test_points_left_out_are_interpolated_and_say_so(page, records):
     record, surface = records["seed-0/LB/plane.h5"], traces(page, 1)["train", "surface"]
     expected = between(record.alpha, record.beta, record.loss[0], record.status == 1)
     np.testing.assert_array_equal(decoded(surface["z"]), expected.T)
-    said = np.array(surface["text"]).T
-    assert set(said[record.status == 3]) == {"interpolated, not evaluated"}
-    assert said[0, 0] == f"accuracy {100 * record.accuracy[0, 0, 0]:.4g} %"
+    said = np.array(surface["hovertext"]).T
+    assert all(text.endswith("<br>interpolated, not evaluated") for text in said[record.status == 3])
+    loss, accuracy = record.loss[0, 0, 2], record.accuracy[0, 0, 2]
+    assert (
+        said[0, 2] == f"α -1<br>β {record.beta[2]:.4g}<br>train loss {loss:.4g} nat<br>accuracy {100 * accuracy:.4g} %"
+    )
     assert any("points evaluated, the others interpolated" in text for text in page.data["p"])
 
 

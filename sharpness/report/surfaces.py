@@ -151,9 +151,8 @@ def _surface(record: PlaneLosses, surface: Surface, split: str, frame: Frame) ->
         cmax=high,
         colorscale=SCALE,
         showscale=False,
-        text=_said(record, split).T,
-        hovertemplate="<br>".join(("α %{x:.4~g}", "β %{y:.4~g}", _plain(split) + " loss %{z:.4~g} nat", "%{text}"))
-        + "<extra></extra>",
+        hovertext=_said(record, surface, split).T,
+        hoverinfo="text",  # a template would look up the text of another point: it exchanges rows and columns
         contours={name: _mesh(axis) for name, axis in (("x", surface.alpha), ("y", surface.beta))},
         lighting=LIGHT,
         meta=split,
@@ -169,13 +168,18 @@ def _mesh(axis: np.ndarray) -> dict[str, Any]:
     return look | {"start": float(axis[0]), "end": float(axis[-1]) + step / 4, "size": step}
 
 
-def _said(record: PlaneLosses, split: str) -> np.ndarray:
-    """What pointing at each point says beside its loss."""
+def _said(record: PlaneLosses, surface: Surface, split: str) -> np.ndarray:
+    """What pointing at each point says, of shape (alpha, beta)."""
     row = [str(name) for name in record.split].index(split)
-    accuracy = on_grid(record, np.asarray(record.accuracy)[row]).values
-    said = np.array([[f"accuracy {100 * value:.4g} %" for value in values] for values in accuracy])
-    status = on_grid(record, np.asarray(record.status)).values
-    return np.where((status == LEFT_OUT) | (status == PENDING), "interpolated, not evaluated", said)
+    accuracy, status = (on_grid(record, values).values for values in (record.accuracy[row], record.status))
+    said = np.empty(status.shape, dtype=object)
+    for i, j in np.ndindex(*said.shape):
+        found = f"accuracy {100 * accuracy[i, j]:.4g} %"
+        if status[i, j] in (PENDING, LEFT_OUT):
+            found = "interpolated, not evaluated"
+        loss = f"{_plain(split)} loss {surface.values[i, j]:.4g} nat"
+        said[i, j] = "<br>".join((f"α {surface.alpha[i]:.4g}", f"β {surface.beta[j]:.4g}", loss, found))
+    return said
 
 
 def _places(record: PlaneLosses, surface: Surface, split: str) -> Iterator[go.Scatter3d]:

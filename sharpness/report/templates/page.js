@@ -19,7 +19,7 @@
   function figureOf(scene) {
     if (!figures.has(scene)) {
       const figure = JSON.parse(scene.parentElement.querySelector("script").textContent);
-      figure.home = figure.layout.scene.camera.eye;
+      figure.home = structuredClone(figure.layout.scene.camera);
       figures.set(scene, figure);
     }
     return figures.get(scene);
@@ -73,15 +73,16 @@
     }
   }
 
-  function turned(eye, right, up, far) {
-    const distance = Math.hypot(eye.x, eye.y, eye.z) * far;
-    const around = Math.atan2(eye.y, eye.x) + right * STEP;
-    const above = Math.asin(eye.z / Math.hypot(eye.x, eye.y, eye.z)) + up * STEP;
-    const kept = Math.max(-1.5, Math.min(1.5, above));
+  // The eye on its sphere around the point looked at.
+  function turned({eye, center}, right, up, far) {
+    const [x, y, z] = ["x", "y", "z"].map(axis => eye[axis] - center[axis]);
+    const distance = Math.hypot(x, y, z);
+    const around = Math.atan2(y, x) + right * STEP;
+    const above = Math.max(-1.5, Math.min(1.5, Math.asin(z / distance) + up * STEP));
     return {
-      x: distance * Math.cos(kept) * Math.cos(around),
-      y: distance * Math.cos(kept) * Math.sin(around),
-      z: distance * Math.sin(kept),
+      x: center.x + far * distance * Math.cos(above) * Math.cos(around),
+      y: center.y + far * distance * Math.cos(above) * Math.sin(around),
+      z: center.z + far * distance * Math.sin(above),
     };
   }
 
@@ -97,8 +98,8 @@
     }
     event.preventDefault();
     leading = null;
-    const eye = event.key === "0" ? home : turned(camera.eye, ...moves[event.key]);
-    scenesOf(groupOf(event.currentTarget)).forEach(scene => look(scene, {...camera, eye}));
+    const next = event.key === "0" ? home : {...camera, eye: turned(camera, ...moves[event.key])};
+    scenesOf(groupOf(event.currentTarget)).forEach(scene => look(scene, next));
   }
 
   const webgl = document.createElement("canvas").getContext("webgl");
