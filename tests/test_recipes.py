@@ -116,10 +116,12 @@ def test_the_distance_is_that_from_the_common_start(small_run: SmallRun) -> None
 
 
 def test_a_run_leaves_these_files_and_no_others(small_run: SmallRun) -> None:
-    measured = ("history.h5", "eigenpairs.h5", "sharpness.h5", "plane.h5", "minimizer.safetensors")
+    measured = {"history.h5", "eigenpairs.h5", "sharpness.h5", "plane.h5", "trajectory.h5", "minimizer.safetensors"}
+    measured |= {"epoch-0001.safetensors", "epoch-0002.safetensors"}
     expected = {"run.json", "comparison.h5", "seed-0/line.h5", "seed-0/start.safetensors"}
     expected |= {f"seed-0/{regime}/{name}" for regime in ("SB", "LB") for name in measured}
-    stems = ("comparison", "table", "line", "seed-0-history", "seed-0-plane", "seed-0-plane-surface")
+    stems = ["comparison", "table", "line"]
+    stems += [f"seed-0-{name}" for name in ("history", "plane", "plane-surface", "trajectory")]
     expected |= {f"figures/{stem}.{ending}" for stem in stems for ending in ("svg", "pdf", "png")}
     expected |= {f"figures/table.{ending}" for ending in ("md", "csv", "tex")}
     assert {str(p.relative_to(small_run.out)) for p in small_run.out.rglob("*") if p.is_file()} == expected

@@ -285,7 +285,7 @@ def decoded(values: Any) -> np.ndarray:
 def traces(page: Page, panel: int) -> dict[tuple[str, str], dict[str, Any]]:
     """What one panel draws, by data set and what it is."""
     figures = [json.loads(text) for text in page.data["script"] if text.startswith("{")]
-    return {(trace["meta"], trace["name"]): trace for trace in figures[panel]["data"]}
+    return {(trace["meta"]["split"], trace["name"]): trace for trace in figures[panel]["data"]}
 
 
 def test_surfaces_are_the_losses_with_holes_where_there_is_none(page, records):
@@ -315,9 +315,43 @@ def test_marks_and_iterates_stand_on_the_surface(page, records):
         record, found = records[f"seed-0/{name}/plane.h5"], traces(page, panel)
         walk, marks = found["train", "iterates"], found["train", "marks"]
         np.testing.assert_array_equal(decoded(walk["x"]), record.walk_place[:, 0])
-        assert marks["text"] == ["SB", name]
-        assert "0.7 off the plane" in marks["hovertext"][1]
-        assert decoded(marks["z"])[0] == pytest.approx(1e-3, abs=0.02)  # the bottom of the valley, between points
+        assert [text.split("<br>")[0] for text in walk["hovertext"]] == ["epoch 0", "epoch 3", "epoch 9"]
+        assert [text.split("<br>")[0] for text in marks["hovertext"]] == ["SB", name]
+        assert marks["hovertext"][1].endswith("0.7 off the plane in θ")
+        assert marks["marker"]["symbol"] == ["circle", "circle-open"]
+        height = np.interp(0.2, record.beta, np.log10(decoded(found["train", "surface"]["z"])[:, 4]))
+        over = np.log10(marks["meta"]["z"]["log"][0]) - height
+        assert 0 < over < 0.1  # of three decades
+
+
+# What does not fit
+
+
+def test_what_cannot_be_drawn_says_why_and_tells_its_numbers(tmp_path):
+    record = plane()
+    store.save(
+        replace(
+            record, beta=record.beta[:1], loss=record.loss[..., :1], accuracy=record.loss[..., :1], status=np.ones(1)
+        ),
+        tmp_path / "plane.h5",
+    )
+    for number in range(25):
+        store.save(history(2), tmp_path / "seed-0" / f"{number}" / "history.h5")
+    page = Page(write_report(tmp_path).read_text())
+    assert "svg" not in page.data
+    assert any("Not drawn: expected a plane with two or more points" in text for text in page.data["p"])
+    assert any("Too many for one figure" in text for text in page.data["p"])
+    assert len([rows for title, rows in page.tables.items() if "by epoch" in title]) == 25
+
+
+def test_of_few_regimes_with_many_quantities_the_table_stands_upright(tmp_path):
+    record = replace(comparison(), regime=np.array(["16", "64"]))
+    store.save(record, tmp_path / "comparison.h5")
+    table = comparison_table(record)
+    head, *rows = Page(write_report(tmp_path).read_text()).table("mean ± sample standard deviation")
+    assert head == ["regime", "16", "64"]
+    shown = [row[1:] for row in rows if len(row) > 1]
+    assert shown == [list(column) for column in zip(*(row[1:] for row in table.texts), strict=True)]
 
 
 # What it refuses
@@ -361,6 +395,6 @@ def test_hostile_names_stay_text(tmp_path):
     assert len(page.data["script"]) == 4  # two surfaces, plotly.js, and what joins them
     assert page.data["figcaption"].count(HOSTILE) == 1
     assert any(HOSTILE in row for rows in page.tables.values() for row in rows)
-    marks = traces(page, 1)["train", "marks"]["text"]
-    assert "<" not in marks[1]
-    assert unescape(marks[1]) == HOSTILE
+    said = traces(page, 1)["train", "marks"]["hovertext"][1].split("<br>")[0]
+    assert "<" not in said
+    assert unescape(said) == HOSTILE

@@ -27,7 +27,7 @@ from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--window-size=1400,900",
+    "--disable-component-update", "--disable-sync", "--window-size=1000,650",
     "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader",  # WebGL without a GPU
 )  # fmt: skip
 PATIENCE = 60  # seconds, on a machine that is busy
@@ -223,7 +223,7 @@ def test_pointing_at_it_says_the_numbers(page, run):
 def test_data_set_and_scale_can_be_chosen(page):
     scene, _ = surfaces(page)
     state = "const l = arguments[0]._fullLayout.scene, d = arguments[0]._fullData; "
-    state += "return [d.find(t => t.visible === true).meta, l.zaxis.type]"
+    state += "return [d.find(t => t.visible === true).meta.split, l.zaxis.type]"
     assert page.execute_script(state, scene) == ["train", "log"]  # it spans more than two decades
     page.find_element(By.CSS_SELECTOR, "input[value=test]").click()
     until(page, lambda: page.execute_script(state, scene) == ["test", "log"])

@@ -63,6 +63,7 @@ TROUBLES: list[tuple[list[Any], int]] = [  # and the exit code of the start that
     (["replace", "SB/eigenpairs.h5", 1, "SIGINT"], INTERRUPTED),  # eigenpairs found and not yet there
     (["unlink", "SB/eigenpairs.products.h5", 1, "SIGKILL"], KILLED),  # there, and their products too
     (["replace", "SB/sharpness.h5", 1, "SIGKILL"], KILLED),  # eigenvalues there, sharpness computed and not yet there
+    (["flush", "SB/trajectory.h5", 3, "SIGKILL"], KILLED),  # along the iterates that were kept
     (["flush", "LB/plane.h5", 2, "SIGKILL"], KILLED),  # landscape
     (["flush", "seed-0/line.h5", 5, "SIGKILL"], KILLED),
     (["replace", "comparison.h5", 1, "SIGKILL"], KILLED),

@@ -199,7 +199,7 @@ def landscape(
     share: Annotated[float, typer.Option(help="Of a plane's points to evaluate at most, coarse to fine.")] = 1.0,
     batchnorm: Annotated[str | None, typer.Option(help="recompute, eval or batch. [default: recompute]")] = None,
     bends: Annotated[int, typer.Option(help="Of a trained curve.", min=1)] = 1,
-    epochs: Annotated[int, typer.Option(help="Of training a curve.", min=1)] = 60,
+    epochs: Annotated[int, typer.Option(help="Of training a curve.", min=1)] = 200,
     convexity: Annotated[bool, typer.Option(help="Smallest and largest eigenvalue at every point: dear.")] = False,
     examples: Examples = 0,
 ) -> None:

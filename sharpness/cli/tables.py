@@ -130,10 +130,12 @@ def shape_numbers(record: Losses, curvature: AxisCurvature | None) -> dict[str, 
             area = basin(record, level, str(record.split[0]))
             found[f"basin to {level:.3g} nat: area in weights"] = (">= " * area.open) + f"{area.area_in_weights:.4g}"
     if curvature is not None:
-        for name, differences, product in zip("αβ", curvature.second_difference, curvature.product, strict=False):
-            found[f"curvature along {name}: vᵀHv"] = float(product)
-            step = int(np.argmin(curvature.step))
-            found[f"curvature along {name}: differences, h = {curvature.step[step]:.2g}"] = float(differences[step])
+        policy = "" if curvature.batchnorm == record.batchnorm else f" (batch norm: {curvature.batchnorm})"
+        step = int(np.argmin(curvature.step))
+        for name, differences, product in zip("αβ", curvature.second_difference, curvature.product, strict=True):
+            along, h = f"curvature along {name}{policy}", f"{curvature.step[step]:.2g}"
+            found[f"{along}: vᵀHv"] = float(product)
+            found[f"{along}: second difference, h = {h}"] = float(differences[step])
     return found
 
 

@@ -73,22 +73,24 @@ class BatchLoss:
             return None
         return result.reshape(len(result), -1).sum(1)
 
-    def _apply(self, model: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
-        if isinstance(self.loss, str):
-            if self.loss != "model" or not isinstance(batch, Mapping):
-                raise UnsupportedModelError(
-                    'expected loss(output, target), or loss="model" with dictionary batches; '
-                    f"got loss={self.loss!r} with a batch of type {type(batch).__name__}"
-                )
-            output = model(**batch)
-            return output, output["loss"] if isinstance(output, Mapping) else output.loss
+    def output(self, model: Callable[..., Any], batch: Any) -> Any:
+        """What the model returns for one batch."""
+        if self.inside and not (self.loss == "model" and isinstance(batch, Mapping)):
+            raise UnsupportedModelError(
+                'expected loss(output, target), or loss="model" with dictionary batches; '
+                f"got loss={self.loss!r} with a batch of type {type(batch).__name__}"
+            )
         if isinstance(batch, Mapping):
-            output = model(**batch)
-            return output, self.loss(output, batch)
-        *inputs, target = batch
+            return model(**batch)
+        *inputs, _ = batch
         named = len(inputs) == 1 and isinstance(inputs[0], Mapping)
-        output = model(**inputs[0]) if named else model(*inputs)
-        return output, self.loss(output, target)
+        return model(**inputs[0]) if named else model(*inputs)
+
+    def _apply(self, model: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
+        output = self.output(model, batch)
+        if callable(self.loss):
+            return output, self.loss(output, batch if isinstance(batch, Mapping) else batch[-1])
+        return output, output["loss"] if isinstance(output, Mapping) else output.loss
 
 
 def length(batch: Any) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 
 from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective.batches import chosen, chunked, fingerprint, freeze, joined, rows_of, tree_map
-from sharpness.objective.execution import device_name, exact_arithmetic
+from sharpness.objective.execution import device_name, exact_arithmetic, warm_allocator
 from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
 from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
@@ -61,6 +61,7 @@ class Objective:
         batchnorm: str,
         kernels: str = "auto",
     ) -> None:
+        warm_allocator()
         self._module, self._loss, self._source = module, loss, batches
         self.space, self.l2, self.device, self.dtype, self.batchnorm = space, l2, device, dtype, batchnorm
         self._requested_kernels = kernels
@@ -379,7 +380,7 @@ class Objective:
 
     def _moments(self, chunk: Any, parameters: Mapping[str, torch.Tensor], buffers: Any, kernels: str) -> Any:
         with exact_arithmetic(self.device), Kernels(kernels):
-            return self._snapshot.moments(parameters, buffers, lambda model: self._loss(model, chunk))
+            return self._snapshot.moments(parameters, buffers, lambda model: self._loss.output(model, chunk))
 
     def _stack(self, places: Sequence[Any]) -> Stack:
         return Stack([self.point(place) for place in places], self.space, self._snapshot.state)

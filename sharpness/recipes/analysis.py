@@ -145,7 +145,13 @@ def analyse(
     Eigenpairs that do not converge are stored as they are, with their flags.
     """
     products = folder / "eigenpairs.products.h5"
-    pairs = stored(folder / "eigenpairs.h5", lambda: _eigenpairs(objective, place, plan, products, seed, report, title))
+
+    def sought() -> dict[str, EigenPairs]:
+        plainly, k, progress = objective.replace(batchnorm="eval"), plan.eigenpairs, report(f"{title}eigenvalues")
+        found = resumed_eigenpairs(plainly, place, k, products, progress, tolerance=plan.tolerance, seed=seed)
+        return {"eigenpairs": found}
+
+    pairs = stored(folder / "eigenpairs.h5", sought)
     products.unlink(missing_ok=True)
     if plan.density_probes:
         stored(folder / "density.h5", lambda: _density(objective, place, plan, seed, report, title))
@@ -175,21 +181,27 @@ def _sharpness(
     )
 
 
-def _eigenpairs(
-    objective: Objective, place: Any, plan: AnalysisPlan, products: Path, seed: int, report: Report, title: str
-) -> dict[str, EigenPairs]:
-    progress = report(f"{title}eigenvalues")
+def resumed_eigenpairs(
+    objective: Objective,
+    place: Any,
+    k: int,
+    products: Path,
+    progress: Progress,
+    *,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+) -> EigenPairs:
+    """The top k eigenpairs, with their flags where they did not converge; a killed search goes on from ``products``.
+
+    ``products`` is to be removed once they are stored.
+    """
     execution = recorded_plan(products)  # of a search that was killed: the same plan gives the same bits
-    plainly = objective.replace(batchnorm="eval", kernels=execution.get("kernels"))
-    operator = Hessian(plainly, place, replay=execution or "auto")
-    with _journal(products, operator, default_products(plan.eigenpairs)) as journal:
+    operator = Hessian(objective.replace(kernels=execution.get("kernels")), place, replay=execution or "auto")
+    with _journal(products, operator, default_products(k)) as journal:
         try:
-            pairs = eigenpairs(
-                operator, plan.eigenpairs, tolerance=plan.tolerance, seed=seed, journal=journal, progress=progress
-            )
+            return eigenpairs(operator, k, tolerance=tolerance, seed=seed, journal=journal, progress=progress)
         except NotConvergedError as error:
-            pairs = error.partial
-    return {"eigenpairs": pairs}
+            return error.partial
 
 
 @contextmanager

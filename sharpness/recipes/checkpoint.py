@@ -79,10 +79,16 @@ def open_checkpoint(
             )
         minimizer = load_minimizer(path)
         return recipe_problem(minimizer, data_dir), minimizer.point
-    state = load_checkpoint(path)
     made = load_problem(problem)
-    load_state(made.model, state, path)
-    return made, Point.of(made.model, ParamSpace.of(made.model))
+    return made, point_of(path, made, problem)
+
+
+def point_of(path: Path, made: Problem, problem: str | None) -> Point:
+    """Where a further checkpoint of a problem is, be it a minimizer or, with ``problem``, a state dict."""
+    if problem is None:
+        return load_minimizer(path).point
+    load_state(made.model, load_checkpoint(path), path)
+    return Point.of(made.model, ParamSpace.of(made.model))
 
 
 def analyse_checkpoints(

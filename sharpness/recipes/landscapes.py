@@ -20,6 +20,7 @@ from sharpness.checkpoints import is_minimizer, load_minimizer
 from sharpness.errors import ShapeError
 from sharpness.files import write_atomically
 from sharpness.geometry import (
+    NORMALISATIONS,
     Arc,
     Curve,
     Line,
@@ -31,14 +32,13 @@ from sharpness.geometry import (
 )
 from sharpness.landscape import axis_curvature, connect, convexity_map, convexity_template, load_curve, save_curve
 from sharpness.objective import Objective
-from sharpness.operators import Hessian
+from sharpness.objective.snapshot import POLICIES
 from sharpness.params import Point
-from sharpness.recipes.analysis import Report, measured_on, no_report
-from sharpness.recipes.checkpoint import folder_names, open_checkpoint, problem_identity
+from sharpness.recipes.analysis import Report, measured_on, no_report, resumed_eigenpairs
+from sharpness.recipes.checkpoint import folder_names, open_checkpoint, point_of, problem_identity
 from sharpness.recipes.grids import resumed_line, resumed_plane, resumed_profiles
 from sharpness.recipes.run_folder import claim, stored
 from sharpness.records import AxisCurvature, LineLosses, PlaneLosses, ProfileLosses
-from sharpness.spectrum import eigenpairs
 
 CURVES, PLANES = ("line", "arc", "bezier", "polygon"), ("random", "eigenvectors", "through", "trajectory")
 KINDS = (*CURVES, "profiles", *PLANES)
@@ -69,7 +69,8 @@ class LandscapePlan:
         by, hold: of random directions: how they are normalised, and whether biases and norm layers stay.
         directions: profiles from each point.
         share: of the points of a plane that are evaluated at most, from coarse to fine.
-        batchnorm: ``"recompute"``, ``"eval"`` or ``"batch"``; default: recompute.
+        batchnorm: of losses and convexity ``"recompute"`` (the default), ``"eval"`` or ``"batch"``; of eigenvectors and
+            of the curvature along axes ``"batch"`` likewise, else ``"eval"``.
         bends: of a trained curve.
         epochs: of training it.
         examples: of the training data, from the first; 0 is all.
@@ -89,24 +90,39 @@ class LandscapePlan:
     examples: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        low, high = self.extent or (0.0, 1.0)
+        least, evaluated = (3 if self.share < 1 else 2), round(self.share * self.points**2, 6)
+        wrong = [
+            f"{name} = {getattr(self, name)!r} ({expected})"
+            for name, expected, good in (
+                ("kind", f"one of {', '.join(KINDS)}", self.kind in ("", *KINDS)),
+                ("points", f">= {least} along each axis", self.points >= least),
+                ("extent", "finite, in ascending order", -math.inf < low < high < math.inf),
+                ("by", f"one of {', '.join(NORMALISATIONS)}", self.by in NORMALISATIONS),
+                ("directions", ">= 1", self.directions >= 1),
+                ("share", "in (0, 1], of four points or more", 0 < self.share <= 1 and evaluated >= 4),
+                ("batchnorm", f"one of {', '.join(POLICIES)}", self.batchnorm in (None, *POLICIES)),
+                ("bends", ">= 1", self.bends >= 1),
+                ("epochs", ">= 1", self.epochs >= 1),
+                ("examples", ">= 0", self.examples >= 0),
+            )
+            if not good
+        ]
+        if wrong:
+            raise ShapeError("expected a landscape plan within range; got " + ", ".join(wrong))
+
     def fitted(self, checkpoints: int) -> LandscapePlan:
         """The plan with the kind that so many checkpoints call for, where it names none.
 
         Raises:
-            ShapeError: another number is needed, or a choice is out of range.
+            ShapeError: another number is needed.
         """
         kind = self.kind or {1: "random", 2: "line", 3: "through"}.get(checkpoints, "trajectory")
-        if kind not in KINDS:
-            raise ShapeError(f"expected a landscape of kind {', '.join(KINDS)}; got {kind!r}")
         least, most = NEEDS[kind]
         if not least <= checkpoints <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}" if most < math.inf else f"{least} or more"
             raise ShapeError(f"expected {wanted} checkpoints for a landscape of kind {kind}; got {checkpoints}")
-        if self.extent is not None and not self.extent[0] < self.extent[1]:
-            low, high = self.extent
-            raise ShapeError(f"expected the first coordinate below the last; got {low:g} and {high:g}")
-        if self.points < 2:
-            raise ShapeError(f"expected two or more points along each axis; got {self.points}")
         return dataclasses.replace(self, kind=kind)
 
 
@@ -141,10 +157,12 @@ def landscape(
         SchemaError: ``out`` holds another configuration.
     """
     plan = plan.fitted(len(checkpoints))
-    opened = {name: open_checkpoint(path, problem, data_dir) for name, path in _labels(checkpoints).items()}
-    points = {name: point for name, (_, point) in opened.items()}
-    made = next(made for made, _ in opened.values())
+    made, first = open_checkpoint(checkpoints[0], problem, data_dir)
+    others = (point_of(path, made, problem) for path in checkpoints[1:])
+    points = dict(zip(_labels(checkpoints), (first, *others), strict=True))
     objectives, _ = measured_on(made, plan.examples).objectives(device=device, dtype=dtype)
+    for name, point in points.items():
+        objectives["train"].space.check(point.theta, f"θ of {name}")
     claim(
         out,
         {
@@ -188,6 +206,11 @@ class _Scene:
     @property
     def train(self) -> Objective:
         return self.objectives["train"]
+
+    @property
+    def smooth(self) -> Objective:
+        """f with derivatives at one point: batch norm by running statistics, or by batches where the plan says so."""
+        return self.train.replace(batchnorm="batch" if self.plan.batchnorm == "batch" else "eval")
 
     @property
     def space(self) -> Any:
@@ -236,13 +259,16 @@ class _Scene:
         """The plane at one point, along random directions or eigenvectors."""
         if self.plan.kind == "random":
             return random_plane(point, self.space, by=self.plan.by, hold=self.plan.hold, seed=self.plan.seed)
-        vectors = folder / "eigenvectors.safetensors"
+        vectors, products = folder / "eigenvectors.safetensors", folder / "eigenpairs.products.h5"
         if not vectors.exists():
-            operator = Hessian(self.train.replace(batchnorm="eval"), point)
-            pairs = eigenpairs(operator, 2, seed=self.plan.seed, progress=self.report(f"{label} eigenvectors".strip()))
+            progress = self.report(f"{label} eigenvectors".strip())
+            pairs = resumed_eigenpairs(self.smooth, point, 2, products, progress, seed=self.plan.seed)
             stored(folder / "eigenpairs.h5", lambda: {"eigenpairs": pairs})
             write_atomically(vectors, save({"vectors": pairs.vectors.contiguous().cpu()}))
-        return eigenvector_plane(point, load_file(vectors)["vectors"])
+        products.unlink(missing_ok=True)
+        converged = store.load(folder / "eigenpairs.h5").converged.all()
+        kind = "top two Hessian eigenvectors" + ("" if converged else ", not converged")
+        return eigenvector_plane(point, load_file(vectors)["vectors"], kind=kind)
 
     def plane(self, plane: Plane, folder: Path, convexity: bool, label: str = "", reach: float = 0.0) -> PlaneLosses:
         """The losses on a plane, as far as ``reach`` from the middle if it has one; where wanted, its convexity."""
@@ -260,10 +286,8 @@ class _Scene:
 
     def curvature(self, plane: Plane, folder: Path) -> AxisCurvature:
         """Curvature along the axes of a plane, by second differences and by the Hessian."""
-        file = folder / "curvature.h5"
-        found: AxisCurvature = stored(file, lambda: {"axis_curvature": axis_curvature(self.train, plane)})[
-            "axis_curvature"
-        ]
+        records = stored(folder / "curvature.h5", lambda: {"axis_curvature": axis_curvature(self.smooth, plane)})
+        found: AxisCurvature = records["axis_curvature"]
         return found
 
     def _axes(self, plane: Plane, reach: float) -> tuple[np.ndarray, np.ndarray]:

@@ -25,18 +25,23 @@
     return figures.get(scene);
   }
 
+  // What was chosen, in the colours of the page.
   function prepare({data, layout}, {split, height}) {
     const style = getComputedStyle(document.documentElement);
-    const colour = name => style.getPropertyValue(name).trim();
+    const [ink, soft, grid, paper] = ["--ink", "--soft", "--grid", "--paper"].map(name => style.getPropertyValue(name).trim());
     for (const trace of data) {
-      trace.visible = trace.meta === split;
+      trace.visible = trace.meta.split === split;
+      trace.z = trace.meta.z ? trace.meta.z[height] : trace.z;
     }
-    layout.font = {color: colour("--ink"), family: getComputedStyle(document.body).fontFamily, size: 12};
+    const {axis, names} = layout.meta[height];
+    const flag = {ax: 0, ay: -28, arrowhead: 0, arrowwidth: 1, arrowcolor: ink, bgcolor: paper, bordercolor: ink, borderpad: 2};
+    layout.scene.annotations = names[split].map(name => ({...flag, ...name}));
+    layout.font = {color: ink, family: getComputedStyle(document.body).fontFamily, size: 12};
+    layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink};
     for (const name of ["xaxis", "yaxis", "zaxis"]) {
-      Object.assign(layout.scene[name], {color: colour("--ink"), gridcolor: colour("--grid"), zerolinecolor: colour("--grid")});
+      Object.assign(layout.scene[name], {color: ink, gridcolor: grid, zerolinecolor: grid});
     }
-    layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--ink")};
-    Object.assign(layout.scene.zaxis, layout.meta[height]);
+    Object.assign(layout.scene.zaxis, axis);
   }
 
   function show(scene) {
