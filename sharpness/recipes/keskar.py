@@ -163,7 +163,7 @@ WARM_START = _sweep(
     "keskar-warm-start",
     "LB from the iterates of SB: accuracy and sharpness against SB epochs, C1 on CIFAR-10 (Figure 5)",
     (
-        "F1 on 6,000 images of MNIST, 7 starts, 30 epochs each, 2 trials: about 12 min on one core (estimated)",
+        "F1 on 6,000 images of MNIST, 7 starts, 30 epochs each, 2 trials: about 20 min of one core",
         warm(TrainingPlan(26, 30), TrainingPlan(0.1, 30), (0, 1, 2, 5, 10, 20, 30)),
     ),
     (
