@@ -18,7 +18,8 @@ from sharpness.records import ProductCost
 pytest_plugins = "command_line"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-COMMANDS = ("run", "recipes", "train", "analyze", "landscape", "figures", "bench", "info", "doctor")
+COMMANDS = ("run", "recipes", "train", "analyze", "landscape", "figures", "report", "export", "import", "info")
+COMMANDS += ("bench", "doctor")
 COMMON = ("--out", "--seed", "--device", "--dtype", "--quiet", "--json", "--debug")
 
 
@@ -48,6 +49,20 @@ def test_every_command_takes_the_common_options(command: str) -> None:
     assert ended.code == 0
     for option in COMMON:
         assert option in ended.stdout
+
+
+def test_help_says_the_defaults_that_are_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    said = {
+        "run": ["the recipe's first", "the recipe's, or 0"],
+        "analyze": ["1e-3 5e-4"],
+        "landscape": ["by the kind", "recompute"],
+        "figures": ["the first three"],
+    }
+    for command, defaults in said.items():
+        text = invoke(command, "--help").stdout
+        for default in defaults:
+            assert f"[default: ({default})]" in text
 
 
 def test_no_command_shows_the_help() -> None:
@@ -167,6 +182,8 @@ def test_quiet_prints_nothing(small_run: SmallRun, tmp_path: Path) -> None:
         ("run", small_run.recipe, "--out", small_run.out),
         ("train", small_run.recipe, "--out", small_run.out),
         ("landscape", minimizer, "--points", 2, "--examples", 10, "--out", tmp_path / "plane"),
+        ("export", tmp_path / "plane" / "plane.h5"),
+        ("report", tmp_path / "plane"),
         ("info", minimizer),
         ("info", small_run.out / "comparison.h5"),
         ("recipes",),

@@ -681,7 +681,12 @@ def test_a_minimizer_made_without_the_recipes_options_makes_its_own_problem(tmp_
 
 def test_a_minimizer_of_no_recipe_or_of_other_data_makes_no_problem(runs: Runs) -> None:
     known = minimizer(runs.of("keskar-f1"), "SB")
-    for key, value, said in (("recipe", "letters", "recipes digits"), ("data", "0" * 64, "another fingerprint")):
+    older = {name: value for name, value in known.metadata["parameters"].items() if name != "regimes"}
+    for key, value, said in (
+        ("recipe", "letters", "recipes digits"),
+        ("data", "0" * 64, "another fingerprint"),
+        ("parameters", older, "this one is older"),
+    ):
         other = dataclasses.replace(known, metadata={**known.metadata, key: value})
         with pytest.raises(CheckpointError, match=said):
             recipe_problem(other)

@@ -24,6 +24,7 @@ from sharpness.journal import HDF5Journal
 from sharpness.params import ParamSpace
 from sharpness.progress import Progress
 from sharpness.recipes import LandscapePlan, landscape, recipe_problem
+from sharpness.render import draw_folder
 from sharpness.shape import barrier
 
 pytest_plugins = "command_line"
@@ -43,6 +44,7 @@ epochs = 3
 OTHER = """
 recipe = "digits"
 scale = "smoke"
+model = "mlp"
 [model_options]
 widths = [8]
 [sb]
@@ -98,8 +100,13 @@ CASES = {
     "random of two": Case((SB, LB), ("--kind", "random", "--points", 5), of_each(("SB", "LB"), AROUND)),
     "eigenvectors": Case(
         (SB, LB),
+        ("--kind", "eigenvectors", "--points", 3),
+        of_each(("SB", "LB"), {**AROUND, "eigenpairs.h5": "eigenpairs"}),
+    ),
+    "convexity": Case(
+        (SB,),
         ("--kind", "eigenvectors", "--points", 3, "--convexity", "--batchnorm", "eval"),
-        of_each(("SB", "LB"), {**AROUND, "eigenpairs.h5": "eigenpairs", "convexity.h5": "convexity"}),
+        {**AROUND, "eigenpairs.h5": "eigenpairs", "convexity.h5": "convexity"},
     ),
     "through two": Case((SB, LB), ("--kind", "through", "--points", 7), PLANE),
     "through three": Case((SB, LB, START), ("--points", 7), PLANE),
@@ -166,9 +173,7 @@ class Scenes:
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory, minimizers: Path) -> Scenes:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sharpness.render.draw_folder", lambda folder, formats=(): [])
-        return Scenes(tmp_path_factory.mktemp("scenes"), minimizers)
+    return Scenes(tmp_path_factory.mktemp("scenes"), minimizers)
 
 
 # Every kind
@@ -178,7 +183,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, minimizers: Path) -> Scenes
 def test_every_kind_leaves_its_files_and_records(name: str, scenes: Scenes) -> None:
     out, case = scenes.of(name), CASES[name]
     extra = {"curve.safetensors"} if "bezier" in name or "polygon" in name else set()
-    extra |= {f"{regime}/eigenvectors.safetensors" for regime in ("SB", "LB") if name == "eigenvectors"}
+    extra |= {file.replace("eigenpairs.h5", "eigenvectors.safetensors") for file in case.files if "eigenpairs" in file}
     left = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert left == {*case.files, *extra, "run.json"}
     for file, kind in case.files.items():
@@ -204,13 +209,8 @@ def test_json_says_what_the_files_say(name: str, scenes: Scenes) -> None:
 
 
 def test_a_kind_is_chosen_by_the_number_of_checkpoints(scenes: Scenes) -> None:
-    assert [LandscapePlan().fitted(count).kind for count in (1, 2, 3, 4, 30)] == [
-        "random",
-        "line",
-        "through",
-        "trajectory",
-        "trajectory",
-    ]
+    kinds = {1: "random", 2: "line", 3: "through", 4: "trajectory", 30: "trajectory"}
+    assert {count: LandscapePlan().fitted(count).kind for count in kinds} == kinds
     for name, kind in (("random of one", "random"), ("line", "line"), ("trajectory", "trajectory")):
         assert json.loads((scenes.of(name) / "run.json").read_text())["plan"]["kind"] == kind
 
@@ -311,10 +311,9 @@ def test_planes_along_eigenvectors_reach_where_the_flattest_of_them_has_risen_by
     pairs = [scenes.record("eigenvectors", f"{regime}/eigenpairs.h5") for regime in ("SB", "LB")]
     reach = math.sqrt(2 / min(np.abs(found.eigenvalues).min() for found in pairs))
     for regime in ("SB", "LB"):
-        for file in ("plane.h5", "convexity.h5"):
-            record = scenes.record("eigenvectors", f"{regime}/{file}")
-            for axis in (record.alpha, record.beta):
-                assert axis == pytest.approx([-reach, 0, reach], rel=1e-12)
+        plane = scenes.record("eigenvectors", f"{regime}/plane.h5")
+        for axis in (plane.alpha, plane.beta):
+            assert axis == pytest.approx([-reach, 0, reach], rel=1e-12)
 
 
 # Numbers by hand
@@ -435,8 +434,13 @@ def test_a_trajectory_ends_in_the_origin_and_lies_on_its_plane(scenes: Scenes) -
     # a place on the plane and the distance from it make the distance from the end
     distances = (thetas - thetas[-1]).norm(dim=1).numpy()
     assert np.linalg.norm(plane.walk_place, axis=1) == pytest.approx(distances, rel=1e-5)
-    spread = torch.linalg.svdvals(thetas - thetas.mean(0)).square()
-    assert plane.explained == pytest.approx((spread[:2] / spread.sum()).numpy(), rel=1e-5)
+    _, singular, components = torch.linalg.svd(thetas - thetas.mean(0), full_matrices=False)
+    assert plane.explained == pytest.approx((singular.square() / singular.square().sum())[:2].numpy(), rel=1e-5)
+    places = (thetas[0] - thetas[-1]) @ components[:2].T
+    signs = torch.tensor(np.sign(plane.walk_place[0, :2])) * places.sign()
+    assert (signs * places).numpy() == pytest.approx(plane.walk_place[0, :2], rel=1e-4)
+    corner = torch.tensor([plane.alpha[0], plane.beta[-1]]) * signs
+    assert by_hand(scenes, plane, thetas[-1] + corner @ components[:2], 0, -1)
     assert plane.mark.tolist() == ["start"]
     assert plane.mark_place[0] == pytest.approx(plane.walk_place[0])
     assert plane.length == pytest.approx([1, 1])
@@ -464,15 +468,23 @@ def test_eigenvectors_are_those_of_the_hessian_and_curvature_along_them_is_their
     curvature = scenes.record("eigenvectors", f"{regime}/curvature.h5")
     assert (curvature.batchnorm, curvature.axis.tolist()) == ("eval", ["α", "β"])
     assert (np.abs(curvature.product - pairs.eigenvalues) <= pairs.residuals + 1e-4 * pairs.eigenvalues).all()
-    plane, convexity = (scenes.record("eigenvectors", f"{regime}/{file}.h5") for file in ("plane", "convexity"))
+    plane = scenes.record("eigenvectors", f"{regime}/plane.h5")
+    assert (plane.batchnorm, plane.directions) == ("recompute", "top two Hessian eigenvectors")
+    assert [plane.loss[:, 1, 1].tolist(), plane.accuracy[:, 1, 1].tolist()] == scenes.evaluated(checkpoint)
+
+
+def test_in_the_middle_of_a_map_of_convexity_is_the_top_eigenvalue(scenes: Scenes) -> None:
+    plane, convexity, pairs = (
+        scenes.record("convexity", f"{name}.h5") for name in ("plane", "convexity", "eigenpairs")
+    )
     assert plane.batchnorm == convexity.batchnorm == "eval"
-    assert plane.directions == "top two Hessian eigenvectors"
-    assert [plane.loss[:, 1, 1].tolist(), plane.accuracy[:, 1, 1].tolist()] == scenes.evaluated(checkpoint, "eval")
+    assert [plane.loss[:, 1, 1].tolist(), plane.accuracy[:, 1, 1].tolist()] == scenes.evaluated(SB, "eval")
     assert convexity.converged.all()
-    within = convexity.residual[1, 1] + pairs.residuals[0]
-    assert abs(convexity.largest[1, 1] - pairs.eigenvalues[0]) <= within + 1e-4 * pairs.eigenvalues[0]
+    within = convexity.residual[1, 1] + pairs.residuals[0] + 1e-4 * pairs.eigenvalues[0]
+    assert abs(convexity.largest[1, 1] - pairs.eigenvalues[0]) <= within
     assert (convexity.smallest < convexity.largest).all()
     assert (convexity.first, convexity.second) == (plane.first, plane.second)
+    assert (convexity.alpha.tolist(), convexity.beta.tolist()) == (plane.alpha.tolist(), plane.beta.tolist())
 
 
 def test_derivatives_are_those_of_the_statistics_that_have_any(scenes: Scenes, tmp_path: Path) -> None:
@@ -533,7 +545,8 @@ EVALUATED = {  # points and epochs of each stage
     "polygon": {"training the curve": 2, "line": 5, "curve": 5},
     "profiles": {"SB profiles": 15, "LB profiles": 15},
     "random of two": {"SB plane": 25, "LB plane": 25},
-    "eigenvectors": {"SB plane": 9, "LB plane": 9, "SB convexity": 9, "LB convexity": 9},
+    "eigenvectors": {"SB plane": 9, "LB plane": 9},
+    "convexity": {"plane": 9, "convexity": 9},
     "through two": {"plane": 49},
     "trajectory": {"plane": 24},
 }
@@ -579,15 +592,15 @@ def test_interrupted_again_and_again_it_ends_with_the_same_bits_and_computes_not
             ],
         ),
         (
-            "eigenvectors",
+            "convexity",
             [
-                ["flush", "SB/eigenpairs.products.h5", 7, "SIGKILL"],
-                ["replace", "SB/eigenpairs.h5", 1, "SIGKILL"],
-                ["replace", "SB/eigenvectors.safetensors", 1, "SIGKILL"],
-                ["unlink", "SB/eigenpairs.products.h5", 1, "SIGKILL"],
-                ["flush", "LB/plane.h5", 6, "SIGKILL"],
-                ["flush", "LB/convexity.h5", 3, "SIGKILL"],
-                ["replace", "LB/curvature.h5", 1, "SIGKILL"],
+                ["flush", "eigenpairs.products.h5", 7, "SIGKILL"],
+                ["replace", "eigenpairs.h5", 1, "SIGKILL"],
+                ["replace", "eigenvectors.safetensors", 1, "SIGKILL"],
+                ["unlink", "eigenpairs.products.h5", 1, "SIGKILL"],
+                ["flush", "plane.h5", 6, "SIGKILL"],
+                ["flush", "convexity.h5", 3, "SIGKILL"],
+                ["replace", "curvature.h5", 1, "SIGKILL"],
             ],
         ),
     ],
@@ -652,15 +665,15 @@ def test_a_plane_in_progress_can_be_drawn_and_has_one_writer(scenes: Scenes, tmp
             [str(out / "plane.png"), str(out / "plane-surface.png")],
             "",
         )
-        assert "plane" in run("info", out / "plane.h5").stdout
         second = run("landscape", checkpoint, "--points", 5, "--out", out)
         assert refused(second, 2, str(out / "plane.h5"), "another process is writing it")
         assert journal.status.reshape(-1).tolist() == [1] * 9 + [0] * 16
 
 
-def test_what_is_printed_and_drawn(scenes: Scenes, tmp_path: Path) -> None:
+def test_what_is_printed_and_drawn(scenes: Scenes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharpness.render.draw_folder", draw_folder)
     out = tmp_path / "out"
-    ended = run(*scenes.command("random of two"), "--out", out)
+    ended = invoke(*scenes.command("random of two"), "--out", out)
     assert (ended.code, ended.stderr) == (0, "")
     parts = (
         "SB, batch norm: recompute",
@@ -680,11 +693,16 @@ def test_what_is_printed_and_drawn(scenes: Scenes, tmp_path: Path) -> None:
         f"{s}.{e}" for s in stems for e in ("svg", "pdf", "png")
     }
     assert results(out) == results(scenes.of("random of two"))
-    line = invoke(*scenes.command("line"), "--out", scenes.of("line")).stdout
-    height, alpha = barrier(scenes.record("line", "line.h5"))
-    assert "barrier, train (nat)" in line
-    assert f"{height:.4g} at α = {alpha:.3g}" in line
-    assert height > 0
+
+
+def test_a_barrier_is_printed_with_its_place(scenes: Scenes, tmp_path: Path) -> None:
+    command = ("landscape", *scenes.files(SB, "seed-1/SB/minimizer"), "--points", 7, "--out", tmp_path / "out")
+    printed = invoke(*command).stdout
+    for split in ("train", "test"):
+        height, alpha = barrier(store.load(tmp_path / "out" / "line.h5"), split)
+        assert height > 0.01
+        (row,) = [line for line in printed.splitlines() if f"barrier, {split} (nat)" in line]
+        assert f"{height:.4g} at α = {alpha:.3g}" in row
 
 
 # Refusals
@@ -792,7 +810,7 @@ def test_what_has_no_plane_is_refused(scenes: Scenes, foreign: Foreign) -> None:
     assert refused(invoke("landscape", one, half, third, *problem, *out), 2, "not on one line", "a, 2, 3")
     command = ("landscape", one, half, third, "--kind", "trajectory")
     assert refused(invoke(*command, *problem, *out), 2, "span a plane", "on a line")
-    assert refused(invoke("landscape", *scenes.files(SB), one, *out), 2, "a.pt", "minimizer")
+    assert refused(invoke("landscape", *scenes.files(SB), one, *out), 2, "--problem FILE.py:NAME", "a.pt")
     assert not list(foreign.folder.rglob("*.h5"))
     # a start that failed at once does not occupy its folder
     assert invoke("landscape", one, half, *problem, *out).code == 0

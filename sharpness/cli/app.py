@@ -39,7 +39,7 @@ DataDir = Annotated[
 Foreign = Annotated[str | None, typer.Option("--problem", help="FILE.py:NAME that makes (model, loss, train[, test]).")]
 Trials = Annotated[int | None, typer.Option(help="Seeds; default: the recipe's.")]
 ScaleName = Annotated[
-    str | None, typer.Option("--scale", help="smoke (seconds), reduced or paper. [default: the recipe's first]")
+    str | None, typer.Option("--scale", help="smoke (seconds), reduced or paper.", show_default="the recipe's first")
 ]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name, or a .toml file that overrides one.")]
 Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.", min=0)]
@@ -138,7 +138,9 @@ def analyze(
     data_dir: DataDir = None,
     k: Annotated[int, typer.Option(help="Eigenpairs from the top of the spectrum.")] = 5,
     tolerance: Annotated[float, typer.Option(help="Residual relative to the largest |λ|.")] = 1e-3,
-    epsilon: Annotated[list[float] | None, typer.Option(help="ε of the box, repeatable. [default: 1e-3 5e-4]")] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(help="ε of the box, repeatable.", show_default="1e-3 5e-4")
+    ] = None,
     subspace: Annotated[int, typer.Option(help="Dimension of the random subspace; 0 leaves it out.")] = 100,
     restarts: Annotated[int, typer.Option(help="Starts of each maximiser.")] = 2,
     density: Annotated[int, typer.Option(help="Probes of the spectral density, 80 products each; 0: none.")] = 0,
@@ -189,15 +191,15 @@ def landscape(
         ),
     ] = "",
     points: Annotated[int, typer.Option(help="Points along each axis.", min=2)] = 25,
-    low: Annotated[float | None, typer.Option(help="First coordinate. [default: by the kind]")] = None,
-    high: Annotated[float | None, typer.Option(help="Last coordinate. [default: by the kind]")] = None,
+    low: Annotated[float | None, typer.Option(help="First coordinate.", show_default="by the kind")] = None,
+    high: Annotated[float | None, typer.Option(help="Last coordinate.", show_default="by the kind")] = None,
     normalise: Annotated[
         str, typer.Option(help="Random directions by filter, layer, model, weight or none.")
     ] = "filter",
     hold: Annotated[bool, typer.Option(help="Biases and norm layers stay along random directions.")] = True,
     directions: Annotated[int, typer.Option(help="Random lines from each point, of profiles.", min=1)] = 20,
     share: Annotated[float, typer.Option(help="Of a plane's points to evaluate at most, coarse to fine.")] = 1.0,
-    batchnorm: Annotated[str | None, typer.Option(help="recompute, eval or batch. [default: recompute]")] = None,
+    batchnorm: Annotated[str | None, typer.Option(help="recompute, eval or batch.", show_default="recompute")] = None,
     bends: Annotated[int, typer.Option(help="Of a trained curve.", min=1)] = 1,
     epochs: Annotated[int, typer.Option(help="Of training a curve.", min=1)] = 200,
     convexity: Annotated[bool, typer.Option(help="Smallest and largest eigenvalue at every point: dear.")] = False,
@@ -264,7 +266,8 @@ def figures(
     ],
     runs: Annotated[Path, typer.Option(help="Where the runs lie from which a named figure is drawn.")] = Path("runs"),
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="svg, pdf, png; gif or mp4 of runs. [default: the first three]")
+        list[str] | None,
+        typer.Option("--format", help="svg, pdf, png; gif or mp4 of runs.", show_default="the first three"),
     ] = None,
 ) -> None:
     """Draw again, from HDF5 alone; a named figure with its table beside published values."""
@@ -282,24 +285,6 @@ def figures(
     for file in written:
         terminal.say(str(file))
     terminal.result([str(file) for file in written])
-
-
-@command(app, group=FILES)
-def report(
-    common: Common,
-    terminal: Terminal,
-    run_dir: Annotated[Path, typer.Argument(help="A run's folder, or any with .h5 files.")],
-) -> None:
-    """One HTML file to read and to mail: every figure, table and setting, surfaces that turn.
-
-    --out names the file; by default it is report.html in the folder.
-    """
-    from sharpness.report import write_report
-
-    written = write_report(run_dir, common.out, progress=terminal.report("report"))
-    size = written.stat().st_size
-    terminal.say(f"Report in {written}, {size / 1e6:.1f} MB: it needs no other file, and no network")
-    terminal.result({"out": str(written), "bytes": size})
 
 
 @command(app, group=FILES)

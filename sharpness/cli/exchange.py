@@ -1,4 +1,4 @@
-"""The commands that exchange results with other programs."""
+"""The commands that exchange results with other programs and people."""
 
 from pathlib import Path
 from typing import Annotated
@@ -56,3 +56,21 @@ def import_(
     terminal.table("not recorded in such files", ("what", ""), flat_rows(record.conditions["not recorded"]))
     terminal.say(f"Result in {out}")
     terminal.result({"out": str(out), "split": record.split.tolist(), "loss": record.loss.tolist()})
+
+
+@command(app, group=FILES)
+def report(
+    common: Common,
+    terminal: Terminal,
+    run_dir: Annotated[Path, typer.Argument(help="A run's folder, or any with .h5 files.")],
+) -> None:
+    """One HTML file to read and to mail: every figure, table and setting, surfaces that turn.
+
+    --out names the file; by default it is report.html in the folder.
+    """
+    from sharpness.report import write_report
+
+    written = write_report(run_dir, common.out, progress=terminal.report("report"))
+    size = written.stat().st_size
+    terminal.say(f"Report in {written}, {size / 1e6:.1f} MB: it needs no other file, and no network")
+    terminal.result({"out": str(written), "bytes": size})

@@ -37,7 +37,7 @@ class Common:
 
     out: Annotated[Path | None, typer.Option(help="Folder for results; an existing one resumes.")] = None
     seed: Annotated[
-        int | None, typer.Option(help="Seed of every random stream. [default: the recipe's, or 0]", min=0)
+        int | None, typer.Option(help="Seed of every random stream.", show_default="the recipe's, or 0", min=0)
     ] = None
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …; auto takes a GPU where there is one.")] = "auto"
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sharpness.checkpoints import is_minimizer, load_checkpoint, load_minimizer, load_state
+from sharpness.checkpoints import Minimizer, is_minimizer, load_checkpoint, load_minimizer, load_state
 from sharpness.errors import ShapeError, SharpnessError, UnsupportedModelError
 from sharpness.files import write_atomically
 from sharpness.objective import Problem
@@ -71,13 +71,7 @@ def open_checkpoint(
         UnsupportedModelError: a state dict without ``problem``.
     """
     if problem is None:
-        if not is_minimizer(path):
-            load_checkpoint(path)  # a file that cannot be read at all says so first
-            raise UnsupportedModelError(
-                f"expected --problem FILE.py:NAME, which makes (model, loss, train[, test]) for the weights in {path}; "
-                "only minimizers that this program trained know their model and data"
-            )
-        minimizer = load_minimizer(path)
+        minimizer = _minimizer(path)
         return recipe_problem(minimizer, data_dir), minimizer.point
     made = load_problem(problem)
     return made, point_of(path, made, problem)
@@ -86,9 +80,19 @@ def open_checkpoint(
 def point_of(path: Path, made: Problem, problem: str | None) -> Point:
     """Where a further checkpoint of a problem is, be it a minimizer or, with ``problem``, a state dict."""
     if problem is None:
-        return load_minimizer(path).point
+        return _minimizer(path).point
     load_state(made.model, load_checkpoint(path), path)
     return Point.of(made.model, ParamSpace.of(made.model))
+
+
+def _minimizer(path: Path) -> Minimizer:
+    if not is_minimizer(path):
+        load_checkpoint(path)  # a file that cannot be read at all says so first
+        raise UnsupportedModelError(
+            f"expected --problem FILE.py:NAME, which makes (model, loss, train[, test]) for the weights in {path}; "
+            "only minimizers that this program trained know their model and data"
+        )
+    return load_minimizer(path)
 
 
 def analyse_checkpoints(

@@ -63,13 +63,18 @@ def families(folder: Path) -> list[Family]:
     if not files:
         raise SchemaError(f"expected results (.h5 files) in {folder}; there are none")
     compared = any(isinstance(record, Comparison) for records in files.values() for record in records.values())
-    grouped: dict[str, dict[str, tuple[Any, Path]]] = {}
+    summarised = (EpsilonSharpness, EigenPairs) if compared else EpsilonSharpness
+    grouped: dict[tuple[str, bool], dict[str, tuple[Any, Path]]] = {}
     for path, records in files.items():
         for name, record in records.items():
             stem, panel = _place(path.relative_to(folder), "" if list(records) == [record.kind] else name)
-            grouped.setdefault(stem, {})[panel] = (record, path)
-    summarised = (EpsilonSharpness, EigenPairs) if compared else EpsilonSharpness
-    return [_family(stem, found, summarised) for stem, found in grouped.items()]
+            grouped.setdefault((stem, isinstance(record, summarised)), {})[panel] = (record, path)
+    found = []
+    for (stem, told), members in grouped.items():
+        panels = sorted(members, key=_panel_order)
+        records, paths = ({panel: members[panel][part] for panel in panels} for part in (0, 1))
+        found.append(Family(stem, records, paths, told))
+    return found
 
 
 def fits_a_figure(family: Mapping[str, Any]) -> bool:
@@ -114,12 +119,6 @@ def _check_moving(formats: Sequence[str], records: Sequence[Any], place: Path) -
             f"expected a plane with a training run in {place}, to animate as {' and '.join(moving)}; there is none "
             f"among what it holds ({kinds}). Ask for {', '.join(FORMATS)}, or evaluate the plane of a trajectory first"
         )
-
-
-def _family(stem: str, found: Mapping[str, tuple[Any, Path]], summarised: Any) -> Family:
-    panels = sorted(found, key=_panel_order)
-    records, files = ({panel: found[panel][part] for panel in panels} for part in (0, 1))
-    return Family(stem, records, files, any(isinstance(record, summarised) for record in records.values()))
 
 
 def _panel_order(name: str) -> tuple[int, list[tuple[int, str]]]:

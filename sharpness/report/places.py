@@ -28,9 +28,8 @@ def place_traces(record: PlaneLosses, surface: Surface, split: str, frame: Frame
     """
     over = _Over(record, surface, split, frame)
     if record.walk_place is not None and record.epoch is not None:
-        yield over.trace(
-            "path", _path(record.walk_place), mode="lines", hoverinfo="skip", line={"color": BLACK, "width": 4}
-        )
+        line = {"color": VERMILLION, "width": 4}
+        yield over.trace("path", _path(record.walk_place), mode="lines", hoverinfo="skip", line=line)
         yield over.points("iterates", record.walk_place, [f"epoch {epoch}" for epoch in record.epoch], VERMILLION, 4)
     if record.mark_place is not None and record.mark is not None:
         yield over.points("marks", record.mark_place, [str(name) for name in record.mark], BLACK, 5)
@@ -81,6 +80,7 @@ class _Over:
         return self.trace(name, places, mode="markers", hovertext=said, hoverinfo="text", marker=marker)
 
     def trace(self, name: str, places: np.ndarray, **look: Any) -> go.Scatter3d:
+        """Anything at these places."""
         heights = {scale: self._losses(places, scale) for scale in self._frame.scales}
         first = heights[self._frame.scales[0]]
         meta = {"split": self._split, "z": heights}
