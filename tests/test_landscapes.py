@@ -221,20 +221,63 @@ def test_the_command_has_the_defaults_of_the_plan(scenes: Scenes) -> None:
 
 
 def test_every_option_reaches_the_plan(scenes: Scenes, tmp_path: Path) -> None:
-    plan = LandscapePlan("profiles", 3, (-0.5, 1.0), "layer", False, 2, 0.9, "batch", 2, 4, 20, 3)
-    assert all(
-        value != default for value, default in zip(vars(plan).values(), vars(LandscapePlan()).values(), strict=True)
-    )
-    options: list[Any] = ["--kind", "profiles", "--points", 3, "--low", -0.5, "--high", 1, "--normalise", "layer"]
-    options += ["--no-hold", "--directions", 2, "--share", 0.9, "--batchnorm", "batch", "--bends", 2, "--epochs", 4]
-    options += ["--examples", 20, "--seed", 3]
-    assert invoke("landscape", *scenes.files(SB), *options, "--out", tmp_path / "out").code == 0
-    found = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
-    assert found == json.loads(json.dumps(dataclasses.asdict(plan)))
-    record = store.load(tmp_path / "out" / "profiles.h5")
+    common = LandscapePlan(points=3, extent=(-0.5, 1.0), batchnorm="batch", examples=20, seed=3)
+    options: list[Any] = ["--points", 3, "--low", -0.5, "--high", 1, "--batchnorm", "batch", "--examples", 20]
+    own = {
+        "profiles": (
+            (SB,),
+            {"by": "layer", "hold": False, "directions": 2},
+            "--normalise layer --no-hold --directions 2",
+        ),
+        "through": ((SB, LB), {"share": 0.9}, "--share 0.9"),
+        "bezier": ((SB, LB), {"bends": 2, "epochs": 4}, "--bends 2 --epochs 4"),
+    }
+    told = {name for _, changed, _ in own.values() for name in changed} | {"kind", "points", "extent", "batchnorm"}
+    assert told | {"examples", "seed"} == set(vars(LandscapePlan()))
+    for kind, (names, changed, more) in own.items():
+        out = tmp_path / kind
+        command = (
+            "landscape",
+            *scenes.files(*names),
+            *options,
+            "--seed",
+            3,
+            "--kind",
+            kind,
+            *more.split(),
+            "--out",
+            out,
+        )
+        assert invoke(*command).code == 0
+        found = json.loads((out / "run.json").read_text())["plan"]
+        plan = dataclasses.replace(common, kind=kind, **changed)
+        assert found == json.loads(json.dumps(dataclasses.asdict(plan)))
+    record = store.load(tmp_path / "profiles" / "profiles.h5")
     assert (record.alpha.tolist(), record.direction.tolist(), record.seed) == ([-0.5, 0.25, 1], [0, 1], 3)
     assert (record.batchnorm, record.directions) == ("batch", "random, normalised by layer")
     assert record.conditions["train"]["examples"] == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("line", ("--share", "0.5")),
+        ("profiles", ("--share", "0.5")),
+        ("through", ("--no-hold",)),
+        ("bezier", ("--normalise", "layer")),
+        ("random", ("--directions", "3")),
+        ("arc", ("--bends", "2")),
+        ("line", ("--epochs", "3")),
+        ("line", ("--convexity",)),
+        ("profiles", ("--convexity",)),
+    ],
+)
+def test_a_choice_that_a_kind_knows_nothing_of_is_refused(
+    kind: str, options: tuple[str, ...], scenes: Scenes, tmp_path: Path
+) -> None:
+    ended = invoke("landscape", *scenes.files(SB, LB), "--kind", kind, *options, "--out", tmp_path / "out")
+    assert refused(ended, 2, f"got it with {kind}")
+    assert not (tmp_path / "out").exists()
 
 
 # Labels
@@ -795,7 +838,7 @@ def test_checkpoints_of_two_models_are_refused(
     kind: str, count: int, scenes: Scenes, other: Path, tmp_path: Path
 ) -> None:
     files = scenes.files(SB, START)[:count]
-    command = ("landscape", *files, other, "--kind", kind, "--points", 2, "--epochs", 1, "--out", tmp_path / "out")
+    command = ("landscape", *files, other, "--kind", kind, "--points", 2, "--out", tmp_path / "out")
     assert refused(invoke(*command), 2, "θ of ", f"of shape ({scenes.theta(SB).numel()},)")
     assert not (tmp_path / "out").exists()
 

@@ -48,6 +48,12 @@ NEEDS = {  # checkpoints, at least and at most
     "through": (2, 3),
     "trajectory": (3, math.inf),
 }
+USED_BY = {  # choices that some kinds alone know
+    "share": PLANES,
+    **dict.fromkeys(("by", "hold"), ("random", "profiles")),
+    "directions": ("profiles",),
+    **dict.fromkeys(("bends", "epochs"), ("bezier", "polygon")),
+}
 MARGIN = 0.25  # of the extent of what a plane shows, around it
 Losses = LineLosses | ProfileLosses | PlaneLosses
 RISE = 1.0  # nats by which the quadratic model rises from the middle to the edge of an eigenvector plane
@@ -116,13 +122,17 @@ class LandscapePlan:
         """The plan with the kind that so many checkpoints call for, where it names none.
 
         Raises:
-            ShapeError: another number is needed.
+            ShapeError: another number is needed, or a choice is made that this kind knows nothing of.
         """
         kind = self.kind or {1: "random", 2: "line", 3: "through"}.get(checkpoints, "trajectory")
         least, most = NEEDS[kind]
         if not least <= checkpoints <= most:
             wanted = f"{least}" if least == most else f"{least} to {most}" if most < math.inf else f"{least} or more"
             raise ShapeError(f"expected {wanted} checkpoints for a landscape of kind {kind}; got {checkpoints}")
+        usual = LandscapePlan()
+        for name, kinds in USED_BY.items():
+            if kind not in kinds and getattr(self, name) != getattr(usual, name):
+                raise ShapeError(f"expected {name} with a landscape of kind {', '.join(kinds)}; got it with {kind}")
         return dataclasses.replace(self, kind=kind)
 
 
@@ -157,6 +167,8 @@ def landscape(
         SchemaError: ``out`` holds another configuration.
     """
     plan = plan.fitted(len(checkpoints))
+    if convexity and plan.kind not in PLANES:
+        raise ShapeError(f"expected convexity with a plane ({', '.join(PLANES)}); got it with {plan.kind}")
     made, first = open_checkpoint(checkpoints[0], problem, data_dir)
     others = (point_of(path, made, problem) for path in checkpoints[1:])
     points = dict(zip(_labels(checkpoints), (first, *others), strict=True))
