@@ -34,7 +34,7 @@ from workloads import MEAN_LOSS, Workload
 import sharpness as sh
 from sharpness.geometry import plane_through
 from sharpness.journal import DONE, LEFT_OUT
-from sharpness.objective.objective import ACTIVATION_BYTES
+from sharpness.objective.terms import ACTIVATION_BYTES
 from sharpness.recipes.checkpoint import open_checkpoint
 from sharpness.records import PlaneLosses
 

@@ -389,9 +389,9 @@ def test_a_shuffling_loader_is_frozen_so_that_f_is_the_same_bits_every_time():
 
 
 def test_the_default_chunks_are_as_equal_as_can_be_and_keep_memory_bounded(monkeypatch):
-    from sharpness.objective import objective as module
+    from sharpness.objective import terms
 
-    monkeypatch.setitem(module.ACTIVATION_BYTES, "cpu", 0)  # not even one example fits: then one at a time
+    monkeypatch.setitem(terms.ACTIVATION_BYTES, "cpu", 0)  # not even one example fits: then one at a time
     objective, _ = Objective.from_module(network(), cross_entropy, (randn(5, 5), labels(5, 3)))
     assert objective.partition == (1, 1, 1, 1, 1)
 

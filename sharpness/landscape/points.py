@@ -10,8 +10,8 @@ import numpy as np
 from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective import Objective
 from sharpness.objective.execution import seconds_of
-from sharpness.objective.objective import ACTIVATION_BYTES
 from sharpness.objective.snapshot import POLICIES
+from sharpness.objective.terms import ACTIVATION_BYTES
 from sharpness.params import Point
 
 MOST = 64  # points at once; beyond it a GPU gains nothing more

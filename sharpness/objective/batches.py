@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -77,6 +77,14 @@ def chosen(batches: list[Any], examples: torch.Tensor) -> Any:
             f"{len(parts)} batches. Where batches differ in shape or are dictionaries, give all examples as one."
         )
     return whole
+
+
+def selected(batches: Sequence[Any], examples: torch.Tensor) -> list[Any]:
+    """The examples of batches at which a mask over all of them is true, as one batch where they can be joined."""
+    masks = examples.split([length(batch) for batch in batches])
+    kept = [tree_map(partial(rows_of, index=mask), b) for b, mask in zip(batches, masks, strict=True) if mask.any()]
+    whole = joined(kept)
+    return kept if whole is None else [whole]
 
 
 def rows_of(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,14 @@ class Term(NamedTuple):
     output: Any
 
 
+class Evaluation(NamedTuple):
+    """Loss in nats, accuracy in [0, 1] (NaN where it has no meaning) and Σ weights of one data set at one point."""
+
+    loss: float
+    accuracy: float
+    weight: float
+
+
 @dataclass(frozen=True)
 class BatchLoss:
     """The user's loss, whichever of its forms it has, as a function of (model, batch).

@@ -6,16 +6,16 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from sharpness.errors import ShapeError, UnsupportedModelError
-from sharpness.objective.batches import chosen, chunked, fingerprint, freeze, joined, rows_of, tree_map
+from sharpness.objective.batches import chosen, chunked, fingerprint, freeze, selected, tree_map
 from sharpness.objective.execution import device_name, exact_arithmetic, warm_allocator
 from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
-from sharpness.objective.losses import BatchLoss, Term, correct, length
+from sharpness.objective.losses import BatchLoss, Evaluation, Term, correct, length
 from sharpness.objective.snapshot import Snapshot, unwrap
 from sharpness.objective.stack import Stack
 from sharpness.objective.terms import Terms
@@ -23,17 +23,8 @@ from sharpness.objective.verify import verify
 from sharpness.params import ParamSpace, Point, as_point
 from sharpness.random import preserved_random_state
 
-ACTIVATION_BYTES = {"cpu": 2**27, "cuda": 2**32}  # what one chunk's saved activations may take by default
 FEW_EXAMPLES = 8  # on which memory and kernels are measured and checked
 BATCH_STATISTICS_CHUNK = 5000  # batchnorm="batch": the evaluation batch of Keskar et al.'s released code
-
-
-class Evaluation(NamedTuple):
-    """Loss in nats, accuracy in [0, 1] (NaN where it has no meaning) and Σ weights of one data set at one point."""
-
-    loss: float
-    accuracy: float
-    weight: float
 
 
 class Objective:
@@ -74,7 +65,10 @@ class Objective:
         coupled = batchnorm == "batch" and self.has_batchnorm
         self.terms = Terms(self._snapshot, loss, space, coupled=coupled, device=device, kernels=self.kernels)
         self._batches = [tree_map(self._place, batch) for batch in batches]
-        self.chunk_size = chunk_size or self._default_chunk_size()
+        if chunk_size is None:
+            own = batchnorm == "batch"
+            chunk_size = BATCH_STATISTICS_CHUNK if own else self.terms.chunk_size(self._batches, self.few)
+        self.chunk_size = chunk_size
         self.chunks = chunked(self._batches, self.chunk_size)
         self._verify()
 
@@ -177,7 +171,7 @@ class Objective:
         return Objective(
             self._module,
             self._loss if loss is None else BatchLoss(loss),
-            self._source if examples is None else self._selected(examples),
+            self._source if examples is None else selected(self._source, examples),
             self.space,
             l2=self.l2,
             chunk_size=chunk_size or self._requested_chunk_size,
@@ -385,12 +379,6 @@ class Objective:
     def _stack(self, places: Sequence[Any]) -> Stack:
         return Stack([self.point(place) for place in places], self.space, self._snapshot.state)
 
-    def _selected(self, examples: torch.Tensor) -> list[Any]:
-        masks = examples.split([length(batch) for batch in self._source])
-        batches = [tree_map(partial(rows_of, index=m), b) for b, m in zip(self._source, masks, strict=True) if m.any()]
-        whole = joined(batches)
-        return batches if whole is None else [whole]
-
     def _ready(self, place: Any) -> Point:
         return self.with_statistics(place) if self.batchnorm == "recompute" else self.point(place)
 
@@ -402,16 +390,6 @@ class Objective:
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to(device=self.device, dtype=self.dtype if tensor.is_floating_point() else None)
-
-    def _default_chunk_size(self) -> int:
-        """As many examples as keep the saved activations of one chunk within ``ACTIVATION_BYTES``."""
-        if self.batchnorm == "batch":
-            return BATCH_STATISTICS_CHUNK
-        budget = ACTIVATION_BYTES.get(self.device.type, ACTIVATION_BYTES["cpu"])
-        longest = max(self._batches, key=length)
-        most = max(1, budget // max(1, self.terms.saved_bytes_per_example(self.few)))
-        pieces = math.ceil(length(longest) / most)
-        return math.ceil(length(longest) / pieces)
 
     def _verify(self) -> None:
         """At the model's own weights."""

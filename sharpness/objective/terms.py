@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -15,6 +16,8 @@ from sharpness.objective.losses import BatchLoss, Term, length
 from sharpness.objective.snapshot import Snapshot
 from sharpness.params import ParamSpace
 from sharpness.random import preserved_random_state
+
+ACTIVATION_BYTES = {"cpu": 2**27, "cuda": 2**32}  # what one chunk's saved activations may take by default
 
 
 @final
@@ -124,6 +127,13 @@ class Terms:
 
         with preserved_random_state():
             return saved_bytes(run, leaves) // length(few)
+
+    def chunk_size(self, batches: Sequence[Any], few: Any) -> int:
+        """As many examples as keep the saved activations of one chunk within ``ACTIVATION_BYTES``."""
+        budget = ACTIVATION_BYTES.get(self._device.type, ACTIVATION_BYTES["cpu"])
+        longest = max(length(batch) for batch in batches)
+        most = max(1, budget // max(1, self.saved_bytes_per_example(few)))
+        return math.ceil(longest / math.ceil(longest / most))
 
     def _model(
         self, parameters: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor] | None
