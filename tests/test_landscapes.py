@@ -306,8 +306,8 @@ def test_iterates_of_one_run_and_foreign_weights_are_called_as_their_files(
     assert store.load(tmp_path / "iterates" / "line.h5").conditions["ends"] == ["epoch-0001", "minimizer"]
 
     ends = foreign.save("a.pt"), foreign.save("b.pt", change=lambda t: t / 2 if t.is_floating_point() else t)
-    for kind in ("through", "profiles"):
-        options = ("--kind", kind, "--points", 2, "--directions", 1, "--problem", foreign.problem("function"))
+    for kind, more in (("through", ()), ("profiles", ("--directions", 1))):
+        options = ("--kind", kind, "--points", 2, *more, "--problem", foreign.problem("function"))
         assert invoke("landscape", *ends, *options, "--out", tmp_path / kind).code == 0
     plane = store.load(tmp_path / "through" / "plane.h5")
     assert (plane.mark.tolist(), plane.directions) == (["a", "b"], "through a, b; second axis random")
