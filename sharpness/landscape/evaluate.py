@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from sharpness.errors import ShapeError
 from sharpness.geometry import Curve, Plane, random_direction
@@ -146,23 +148,21 @@ def evaluate_profiles(
     grid, start = coordinates(alphas, "alphas"), as_point(origin)
     choices: dict[str, Any] = {"directions": directions, "by": by, "hold": hold, "seed": seed}
     template = profiles_template(objectives, start, grid, **choices, batchnorm=batchnorm, points_at_once=points_at_once)
-    drawn: dict[int, Any] = {}
+    space = next(iter(objectives.values())).space
+
+    @lru_cache(maxsize=1)
+    def direction(number: int) -> torch.Tensor:
+        return random_direction(start.theta, space, by, hold=hold, key=("profile", number), seed=seed)
 
     def at(row: int) -> Point:
         number, index = divmod(row, len(grid))
-        if number not in drawn:  # one direction at a time is held
-            drawn.clear()
-            key = ("profile", number)
-            space = next(iter(objectives.values())).space
-            drawn[number] = random_direction(start.theta, space, by, hold=hold, key=key, seed=seed)
-        return Point(start.theta + float(grid[index]) * drawn[number], start.buffers)
+        return Point(start.theta + float(grid[index]) * direction(number), start.buffers)
 
-    note = "direction {} of " + str(directions)
     return _evaluated(
         template,
         Evaluator(objectives, batchnorm),
         at,
-        lambda row: note.format(row // len(grid) + 1),
+        lambda row: f"direction {row // len(grid) + 1} of {directions}",
         journal,
         progress,
     )

@@ -38,7 +38,7 @@ def resumed_line(
     template = dataclasses.replace(template, conditions={**template.conditions, "ends": list(ends)})
     with store.begin(path, {"line": template})["line"] as journal:
         found = evaluate_line(objectives, line, alphas, batchnorm=batchnorm, journal=journal, progress=progress)
-    return dataclasses.replace(found, conditions=template.conditions)
+    return dataclasses.replace(found, conditions={**found.conditions, "ends": list(ends)})
 
 
 def resumed_profiles(
