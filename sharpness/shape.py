@@ -240,7 +240,8 @@ def _reach(places: np.ndarray, heights: np.ndarray, level: float) -> tuple[float
         return float(places[-1]), True
     last, first = above[0] - 1, above[0]
     share = (level - heights[last]) / (heights[first] - heights[last])
-    return float(places[last] + share * (places[first] - places[last])), False
+    reached = places[last] + share * (places[first] - places[last])
+    return float(np.clip(reached, *sorted((places[last], places[first])))), False  # the sum may round past its end
 
 
 def _surface(record: PlaneLosses, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -142,6 +142,12 @@ def test_an_interval_ends_where_the_loss_reaches_the_level_or_the_points_end(los
             assert np.interp(end, alphas, losses) == pytest.approx(level, abs=1e-9)
 
 
+def test_an_interval_does_not_reach_a_point_above_the_level_by_rounding():
+    for low in np.linspace(0.1, 1.5, 15):
+        for high in np.linspace(1.6, 9.6, 81):  # low + (high - low) is more than high for some
+            assert width([low, high], [-1, 0], level=-4e-184, at=low).high <= high
+
+
 def test_an_interval_does_not_go_on_behind_a_hill():
     assert width([0, 1, 2, 3, 4], [0, 2, 0, 2, 0], level=1) == Width(0, 0.5, True, False)
     assert width([4, 2, 0, 3, 1], [0, 0, 0, 2, 2], level=1, at=2) == Width(1.5, 2.5, False, False)
