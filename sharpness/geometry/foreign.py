@@ -11,7 +11,7 @@ from torch import nn
 
 from sharpness.errors import ShapeError
 from sharpness.foreign import read_directions
-from sharpness.objective.snapshot import unwrap
+from sharpness.objective.copies import unwrap
 from sharpness.params import ParamSpace
 
 

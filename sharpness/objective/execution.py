@@ -1,4 +1,4 @@
-"""How f is run: in exact arithmetic, and with how much memory."""
+"""How f is run: where, in exact arithmetic, and with how much memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sharpness.errors import ShapeError, UnsupportedModelError
 
 Result = TypeVar("Result")
 
@@ -19,8 +22,9 @@ Result = TypeVar("Result")
 def exact_arithmetic(device: torch.device) -> Iterator[None]:
     """No autocast, full float32, attention twice differentiable and, on CUDA, deterministic cuDNN; then as before."""
     with sdpa_kernel(SDPBackend.MATH), torch.autocast(device.type, enabled=False):
-        precision = torch.get_float32_matmul_precision()
+        precision, fast = torch.get_float32_matmul_precision(), torch.backends.mha.get_fastpath_enabled()
         torch.set_float32_matmul_precision("highest")  # no TF32 on GPUs, no bfloat16 on CPUs that have it
+        torch.backends.mha.set_fastpath_enabled(False)  # it is taken without gradients only, and cuts padding off
         try:
             if device.type != "cuda":
                 yield
@@ -29,6 +33,22 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
                 yield
         finally:
             torch.set_float32_matmul_precision(precision)
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def placement(
+    module: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """Where f is computed and in which precision: by default as the module is, half precision raised to float32."""
+    first = next(module.parameters())
+    if dtype is None:
+        dtype = first.dtype if first.dtype == torch.float64 else torch.float32
+    if dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"expected dtype torch.float32 or torch.float64 for the analysis; got {dtype}")
+    where = torch.device(device) if device is not None else first.device
+    if where.type == "mps":
+        raise UnsupportedModelError("device mps has no float64, in which sums are accumulated; use device='cpu'")
+    return where, dtype
 
 
 @cache

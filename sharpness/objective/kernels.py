@@ -209,8 +209,8 @@ class Kernels(TorchFunctionMode):
     """While active, ``linear``, ``conv1d`` … ``conv3d``, eval-mode ``batch_norm`` and ``relu`` take the forms above.
 
     Args:
-        name: ``"torch"`` changes nothing, ``"bilinear"`` takes the forms of convolutions and batch norm, ``"onednn"``
-            that of linear layers as well.
+        name: ``"torch"`` changes only what PyTorch gets wrong (``CORRECTED``, as all do), ``"bilinear"``
+            takes the forms of convolutions and batch norm, ``"onednn"`` that of linear layers as well.
         retained: the graph will be differentiated many times: layouts that this needs are held with it.
         curved: gradients will be differentiated with respect to θ; otherwise, with respect to what they are gradients
             of alone, which is all that a Jacobian's products need.
@@ -229,6 +229,8 @@ class Kernels(TorchFunctionMode):
             self._forms[F.linear] = self._linear
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in CORRECTED:
+            return CORRECTED[func](*args, **(kwargs or {}))
         form = self._forms.get(func)
         if form is not None and not _transformed():
             result = form(*args, **(kwargs or {}))
@@ -292,6 +294,23 @@ class Kernels(TorchFunctionMode):
         if inplace or not torch.is_grad_enabled() or not input.is_floating_point():
             return None
         return _ReLU.apply(input)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g·v/‖v‖, the norm over all dimensions but one (-1: over all).
+
+    PyTorch's fused function takes ‖v‖ for a constant in its second derivative, and says nothing (2.13; gradgradcheck
+    fails).
+    """
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001 - whose memory may be kept
+    return (input + 3).clamp(0, 6) / 6
+
+
+CORRECTED: dict[Any, Callable[..., Tensor]] = {torch._weight_norm: _weight_norm, F.hardsigmoid: _hardsigmoid}
+"""Functions whose second derivative PyTorch has wrong or lacks, and the same ones with the right one."""
 
 
 def best_kernels(device: torch.device, dtype: torch.dtype) -> str:

@@ -13,10 +13,11 @@ from torch import nn
 
 from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective.batches import chosen, chunked, fingerprint, freeze, selected, tree_map
-from sharpness.objective.execution import device_name, exact_arithmetic, warm_allocator
+from sharpness.objective.copies import copied
+from sharpness.objective.execution import device_name, exact_arithmetic, placement, warm_allocator
 from sharpness.objective.kernels import KERNELS, Kernels, best_kernels
-from sharpness.objective.losses import BatchLoss, Evaluation, Term, correct, length
-from sharpness.objective.snapshot import Snapshot, unwrap
+from sharpness.objective.losses import BatchLoss, Evaluation, Term, length
+from sharpness.objective.snapshot import Snapshot
 from sharpness.objective.stack import Stack
 from sharpness.objective.terms import Terms
 from sharpness.objective.verify import verify
@@ -125,18 +126,11 @@ class Objective:
         """
         if not isinstance(module, nn.Module):
             raise UnsupportedModelError(f"expected a torch.nn.Module; got {type(module).__name__}")
-        module = copy.deepcopy(unwrap(module))  # the caller's may change later
+        module = copied(module)  # the caller's may change later
         space = ParamSpace.of(module, parameters)
-        first = next(module.parameters())
-        if dtype is None:
-            dtype = first.dtype if first.dtype == torch.float64 else torch.float32
-        if dtype not in (torch.float32, torch.float64):
-            raise ShapeError(f"expected dtype torch.float32 or torch.float64 for the analysis; got {dtype}")
+        where, precision = placement(module, device, dtype)
         if chunk_size is not None and chunk_size < 1:
             raise ShapeError(f"expected chunk_size >= 1; got {chunk_size}")
-        place = torch.device(device) if device is not None else first.device
-        if place.type == "mps":
-            raise UnsupportedModelError("device mps has no float64, in which sums are accumulated; use device='cpu'")
         objective = cls(
             module,
             BatchLoss(loss, weight),
@@ -144,12 +138,11 @@ class Objective:
             space,
             l2=float(l2),
             chunk_size=chunk_size,
-            device=place,
-            dtype=dtype,
+            device=where,
+            dtype=precision,
             batchnorm=batchnorm,
         )
-        theta = space.flatten(dict(module.named_parameters())).to(device=place, dtype=dtype)
-        return objective, theta
+        return objective, space.flatten(dict(module.named_parameters())).to(device=where, dtype=precision)
 
     def replace(
         self,
@@ -180,6 +173,29 @@ class Objective:
             batchnorm=batchnorm or self.batchnorm,
             kernels=kernels or self._requested_kernels,
         )
+
+    def restricted(self, patterns: str | Sequence[str], place: Any) -> tuple[Objective, Point]:
+        """f of some parameters θ_S alone, the others constant where they are at ``place``; and that place's θ_S.
+
+        Its gradient is g[S], its Hessian the principal sub-matrix H[S, S] of f's; a penalty l2 is on θ_S alone. The
+        point's buffers carry the constants: with a θ_S that has none, they are those of the model.
+
+        Raises:
+            UnsupportedModelError: a name or pattern matches none of this objective's parameters.
+
+        Example (f = (θ₁ θ₂)², of which θ₂ at θ₁ = 3):
+            >>> model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+            >>> f, _ = Objective.from_module(model, lambda output, _: output**2, (torch.ones(1, 1), torch.zeros(1, 1)))
+            >>> part, point = f.restricted("1.weight", torch.tensor([3.0, 2.0]))
+            >>> point.theta.tolist(), part.value(point), part.gradient(point).tolist()
+            ([2.0], 36.0, [36.0])
+        """
+        point, part = self.point(place), copy.copy(self)
+        part.space = self.space.part(patterns)
+        part.terms = self.terms.of(part.space)
+        named = self.space.unflatten(point.theta.clone())
+        constants = {name: value for name, value in named.items() if name not in part.space.names}
+        return part, Point(part.space.flatten(named), {**(point.buffers or {}), **constants})
 
     # What it is
 
@@ -249,10 +265,9 @@ class Objective:
     def evaluate(self, place: Any) -> Evaluation:
         """Loss (with the l2 term, if any) and accuracy in one pass over the data."""
         point = self._ready(place)
+        parameters = self.space.split(point.theta)
         with torch.no_grad():
-            return self._scored(
-                point.theta, [self._score(chunk, self.space.split(point.theta), point.buffers) for chunk in self.chunks]
-            )
+            return self._scored(point.theta, [self.terms.score(c, parameters, point.buffers) for c in self.chunks])
 
     def evaluate_together(self, places: Sequence[Any]) -> list[Evaluation]:
         """``evaluate`` of several points in one pass, in which every operation works on all of them at once.
@@ -269,7 +284,7 @@ class Objective:
         stack = self._stack(places)
 
         def score(rows: list[torch.Tensor], buffers: list[torch.Tensor], chunk: Any) -> Any:
-            return self._score(chunk, rows, stack.named(buffers), Kernels("torch"))
+            return self.terms.score(chunk, rows, stack.named(buffers), Kernels("torch"))
 
         scores = [stack.each(score, chunk) for chunk in self.chunks]
         return [
@@ -355,18 +370,6 @@ class Objective:
             )
 
     # How it does it
-
-    def _score(
-        self,
-        chunk: Any,
-        parameters: Sequence[torch.Tensor],
-        buffers: Mapping[str, torch.Tensor] | None,
-        kernels: Kernels | None = None,
-    ) -> tuple[torch.Tensor, ...]:
-        """Σ losses and Σ weights of one chunk in float64, hits and how many could be."""
-        term = self.terms(chunk, parameters, buffers, kernels)
-        total = term.total.double()
-        return total, total.new_tensor(1.0) * term.weight, *(correct(term.output, chunk) or (total.new_zeros(()),) * 2)
 
     def _scored(self, theta: torch.Tensor, scores: Sequence[tuple[torch.Tensor, ...]]) -> Evaluation:
         total, weight, hits, counted = (float(torch.stack(column).sum()) for column in zip(*scores, strict=True))

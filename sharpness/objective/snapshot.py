@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpness.errors import DataError, ShapeError, UnsupportedModelError
+from sharpness.objective.copies import copied, placed, plainly
 
 POLICIES = ("eval", "batch", "recompute")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile`` and data-parallel wrappers; sharded models are refused."""
-    while True:
-        if "FullyShardedDataParallel" in type(module).__name__ or "FSDPModule" in {
-            c.__name__ for c in type(module).__mro__
-        }:
-            raise UnsupportedModelError(
-                "expected an unsharded model; got FSDP, which ignores parameters given to it. "
-                "Gather the full state dict and load it into the plain module."
-            )
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif hasattr(module, "_orig_mod"):
-            module = cast("nn.Module", module._orig_mod)
-        else:
-            return module
 
 
 class Snapshot:
     """A private copy of a model in eval mode, called with parameters and buffers as arguments."""
 
     def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        self.module = copy.deepcopy(unwrap(module)).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        self.module = placed(copied(module), device, dtype).eval().requires_grad_(False)
+        self._device = device
         self.buffers = {name: b.detach() for name, b in self.module.named_buffers()}
         self.batchnorm_layers = {n: m for n, m in self.module.named_modules() if isinstance(m, _BatchNorm)}
         self._slots = _Slots(self.module)
@@ -59,7 +42,7 @@ class Snapshot:
         self, parameters: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor] | None
     ) -> Callable[..., Any]:
         """The model at these parameters, with buffers and frozen parameters from ``buffers`` (None: its own)."""
-        return _bound(self.module, self._slots, {**self.buffers, **(buffers or {}), **parameters})
+        return self._bound(self.module, self._slots, {**self.buffers, **(buffers or {}), **parameters})
 
     def bound_to_batch(
         self, parameters: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor] | None
@@ -67,7 +50,7 @@ class Snapshot:
         """The same, but every batch normalised by its own statistics, differentiably."""
         state = {**self.buffers, **(buffers or {})}
         state = {name: b for name, b in state.items() if not _is_statistic(name, self.batchnorm_layers)}
-        return _bound(*self._with_batch_statistics(), {**state, **parameters})
+        return self._bound(*self._with_batch_statistics(), {**state, **parameters})
 
     def check_policy(self, policy: str) -> None:
         """Refuse an unknown policy, and running statistics that are not there."""
@@ -144,9 +127,24 @@ class Snapshot:
         fresh = {key: value for name, pool in pools.items() for key, value in pool.buffers(name)}
         return {**self.buffers, **(buffers or {}), **fresh}
 
+    def _bound(self, module: nn.Module, slots: _Slots, state: dict[str, torch.Tensor]) -> Callable[..., Any]:
+        def model(*args: Any, **kwargs: Any) -> Any:
+            try:
+                with slots.filled(state), plainly(module, self._device):
+                    return module(*args, **kwargs)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise DataError(
+                    "expected batches that have statistics; one of a single example gives a batch-norm layer one value "
+                    "per channel. Choose a chunk_size and a batch size that leave no batch of one."
+                ) from error
+
+        return model
+
     def _with_batch_statistics(self) -> tuple[nn.Module, _Slots]:
         if self._batch is None:
-            module = copy.deepcopy(self.module)
+            module = copied(self.module)
             for layer in module.modules():
                 if isinstance(layer, _BatchNorm):
                     layer.track_running_stats = False
@@ -214,19 +212,3 @@ class _Pool:
 def _is_statistic(name: str, layers: Mapping[str, nn.Module]) -> bool:
     layer, _, own = name.rpartition(".")
     return layer in layers and own in STATISTICS
-
-
-def _bound(module: nn.Module, slots: _Slots, state: dict[str, torch.Tensor]) -> Callable[..., Any]:
-    def model(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with slots.filled(state):
-                return module(*args, **kwargs)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise DataError(
-                "expected batches that have statistics; one of a single example gives a batch-norm layer one value "
-                "per channel. Choose a chunk_size and a batch size that leave no batch of one."
-            ) from error
-
-    return model

@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from sharpness.errors import UnsupportedModelError
 from sharpness.objective.execution import exact_arithmetic, saved_bytes
 from sharpness.objective.kernels import Kernels
-from sharpness.objective.losses import BatchLoss, Term, length
+from sharpness.objective.losses import BatchLoss, Term, correct, length
 from sharpness.objective.snapshot import Snapshot
 from sharpness.params import ParamSpace
 from sharpness.random import preserved_random_state
@@ -40,6 +40,11 @@ class Terms:
         self._snapshot, self._loss, self._space = snapshot, loss, space
         self._coupled, self._device, self._kernels = coupled, device, kernels
 
+    def of(self, space: ParamSpace) -> Terms:
+        """The same as functions of other parameters of the model."""
+        own: dict[str, Any] = {"coupled": self._coupled, "device": self._device, "kernels": self._kernels}
+        return Terms(self._snapshot, self._loss, space, **own)
+
     def __call__(
         self,
         chunk: Any,
@@ -50,6 +55,18 @@ class Terms:
         """The term of one chunk."""
         with exact_arithmetic(self._device), kernels or Kernels(self._kernels):
             return self._loss(self._model(parameters, buffers), chunk)
+
+    def score(
+        self,
+        chunk: Any,
+        parameters: Sequence[torch.Tensor],
+        buffers: Mapping[str, torch.Tensor] | None,
+        kernels: Kernels | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Σ losses and Σ weights of one chunk in float64, hits and how many could be."""
+        term = self(chunk, parameters, buffers, kernels)
+        total = term.total.double()
+        return total, total.new_tensor(1.0) * term.weight, *(correct(term.output, chunk) or (total.new_zeros(()),) * 2)
 
     def losses(
         self, chunk: Any, parameters: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor] | None
@@ -104,7 +121,9 @@ class Terms:
     def differentiate(
         self, total: torch.Tensor, leaves: Sequence[torch.Tensor], *, create_graph: bool = False
     ) -> tuple[torch.Tensor, ...]:
-        """∇ total with respect to ``leaves``, zero for unused ones; a loss cut off from them is refused."""
+        """∇ total with respect to ``leaves``, zero for unused ones; a loss cut off from all parameters is refused."""
+        if not total.requires_grad and self._space.partial:
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
         if not total.requires_grad:
             raise UnsupportedModelError(
                 "expected a loss that depends on the parameters; got one without a gradient. Is the output detached, "
@@ -116,7 +135,7 @@ class Terms:
     def saved_bytes_per_example(self, few: Any, *, linearised: bool = False) -> int:
         """Memory that one example's graph retains: of f, or of its gradient (for products). Measured on ``few``.
 
-        Parameters, which all examples share, do not count.
+        Parameters, which all examples share, do not count, nor do those that are constants.
         """
         model = self._snapshot.parameters(self._space.names)
         leaves = [parameter.detach().requires_grad_() for parameter in model.values()]
@@ -126,7 +145,7 @@ class Terms:
             return self.differentiate(total, leaves, create_graph=True) if linearised else total
 
         with preserved_random_state():
-            return saved_bytes(run, leaves) // length(few)
+            return saved_bytes(run, [*self._snapshot.module.parameters()]) // length(few)
 
     def chunk_size(self, batches: Sequence[Any], few: Any) -> int:
         """As many examples as keep the saved activations of one chunk within ``ACTIVATION_BYTES``."""
