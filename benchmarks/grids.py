@@ -35,7 +35,7 @@ import sharpness as sh
 from sharpness.geometry import plane_through
 from sharpness.journal import DONE, LEFT_OUT
 from sharpness.objective.terms import ACTIVATION_BYTES
-from sharpness.recipes.checkpoint import open_checkpoint
+from sharpness.recipes import Source
 from sharpness.records import PlaneLosses
 
 TIMED = {"digits": 25, "f1": 9}  # points along each axis
@@ -348,9 +348,7 @@ def _summary(places: np.ndarray) -> tuple[float, float]:
 def _planes(side: int, device: str) -> list[tuple[str, tuple[Any, ...]]]:
     """Around each minimizer, and through both and their start: a name and the arguments of ``evaluate_plane``."""
     files = {name: MINIMIZERS / name / "minimizer.safetensors" for name in ("SB", "LB")}
-    opened = {
-        name: open_checkpoint(path) for name, path in (files | {"start": MINIMIZERS / "start.safetensors"}).items()
-    }
+    opened = {name: Source().open(path) for name, path in (files | {"start": MINIMIZERS / "start.safetensors"}).items()}
     objectives = {"train": opened["SB"][0].objectives(device=device)[0]["train"]}
     points, space = {name: point for name, (_, point) in opened.items()}, objectives["train"].space
     axis = np.linspace(-1, 1, side)
