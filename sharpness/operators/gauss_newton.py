@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -13,7 +14,8 @@ from sharpness.errors import ShapeError, UnsupportedModelError
 from sharpness.objective import Kernels, Objective, exact_arithmetic, free_bytes
 from sharpness.operators.base import SymmetricOperator
 from sharpness.operators.chunks import RETAIN_FRACTION, Chunks, checked
-from sharpness.operators.linearised import check_differentiable_twice, check_finite, flat, pull_back
+from sharpness.operators.diagnosis import check_differentiable_twice, diagnose, diagnosed
+from sharpness.operators.linearised import check_finite, flat, pull_back
 from sharpness.params import Point
 
 LOG_PARTITIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -184,7 +186,7 @@ def _log_partition(distribution: str) -> Callable[[torch.Tensor, Any], Any]:
 class OutputGraph:
     """One chunk's outputs z and the gradient of its loss in them, kept: a product is Jᵀ (∇²ℓ (J v)).
 
-    J v is the derivative in u of ⟨Jᵀ u, v⟩, which needs nothing but gradients.
+    J v is the derivative in u of ⟨Jᵀ u, v⟩, so that gradients have to be differentiable in what comes in from behind.
     """
 
     def __init__(
@@ -196,11 +198,13 @@ class OutputGraph:
         kernels: Kernels | None = None,
     ) -> None:
         kernels = kernels or Kernels(objective.kernels, retained=True, curved=False)
-        self._outputs, self._cut, term = objective.terms.of_outputs(chunk, leaves, buffers, kernels)
+        self._explain = partial(diagnose, objective, chunk, leaves, buffers, curved=False)
+        with diagnosed(self._explain):
+            self._outputs, self._cut, term = objective.terms.of_outputs(chunk, leaves, buffers, kernels)
         self._leaves, self._device, self.weight = leaves, objective.device, float(term.weight)
         self._directions = [torch.zeros_like(output, requires_grad=True) for output in self._outputs]
         self._total = term.total
-        with exact_arithmetic(self._device):
+        with exact_arithmetic(self._device), diagnosed(self._explain):
             self._slopes = torch.autograd.grad(term.total, self._cut, create_graph=True, materialize_grads=True)
             self._turned = torch.autograd.grad(
                 self._outputs, leaves, self._directions, create_graph=True, materialize_grads=True
@@ -209,7 +213,7 @@ class OutputGraph:
     def check(self) -> None:
         """Refuse what is not finite, and a loss that depends on θ by other ways than the outputs, or has no slope."""
         check_finite(all(bool(part.isfinite().all()) for part in (*self._outputs, *self._slopes, *self._turned)))
-        check_differentiable_twice(self._total)
+        check_differentiable_twice([self._total, *self._outputs], self._explain)
         others = torch.autograd.grad(self._total, self._leaves, retain_graph=True, allow_unused=True)
         if any(other is not None for other in others):
             raise UnsupportedModelError(
@@ -225,7 +229,7 @@ class OutputGraph:
         return self._product(directions, batched=True)
 
     def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
-        with exact_arithmetic(self._device):
+        with exact_arithmetic(self._device), nullcontext() if batched else diagnosed(self._explain):
             moved = pull_back(self._turned, self._directions, direction, batched=batched)
             bent = pull_back(self._slopes, self._cut, moved, batched=batched)
             return flat(pull_back(self._outputs, self._leaves, bent, batched=batched), batched=batched)

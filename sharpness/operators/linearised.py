@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from sharpness.errors import NonFiniteError, UnsupportedModelError
+from sharpness.errors import NonFiniteError
 from sharpness.objective import Kernels, Objective, exact_arithmetic
+from sharpness.operators.diagnosis import check_differentiable_twice, diagnose, diagnosed
 
 
 class RetainedGraph:
@@ -20,6 +22,13 @@ class RetainedGraph:
         leaves: θ in the parameters' shapes, requiring gradients.
         buffers: those of the point.
         kernels: default: the objective's.
+
+    Attributes:
+        gradient: of Σ losses, in the parameters' shapes.
+        total, weight: Σ losses and Σ weights.
+
+    Raises:
+        UnsupportedModelError: here or at a product: an operation of the model or the loss has no such derivative.
     """
 
     def __init__(
@@ -31,15 +40,17 @@ class RetainedGraph:
         kernels: Kernels | None = None,
     ) -> None:
         kernels = kernels or Kernels(objective.kernels, retained=True)
-        term = objective.terms(chunk, leaves, buffers, kernels)
         self._leaves, self._device = leaves, objective.device
-        self._parts = objective.terms.differentiate(term.total, leaves, create_graph=True)
+        self._explain = partial(diagnose, objective, chunk, leaves, buffers)
+        with diagnosed(self._explain):
+            term = objective.terms(chunk, leaves, buffers, kernels)
+            self.gradient = objective.terms.differentiate(term.total, leaves, create_graph=True)
         self.total, self.weight = term.total, float(term.weight)
 
     def check(self) -> None:
         """Refuse a gradient that is not finite, or whose derivative PyTorch would silently drop."""
-        check_finite(all(bool(part.isfinite().all()) for part in self._parts))
-        check_differentiable_twice(self.total)
+        check_finite(all(bool(part.isfinite().all()) for part in self.gradient))
+        check_differentiable_twice([self.total], self._explain)
 
     def product(self, direction: Sequence[torch.Tensor]) -> torch.Tensor:
         """∂⟨g, v⟩/∂θ of shape (n,), for v in the parameters' shapes."""
@@ -50,8 +61,9 @@ class RetainedGraph:
         return self._product(directions, batched=True)
 
     def _product(self, direction: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
-        with exact_arithmetic(self._device):
-            return flat(pull_back(self._parts, self._leaves, direction, batched=batched), batched=batched)
+        # several at once are tried, and taken one by one where that fails
+        with exact_arithmetic(self._device), nullcontext() if batched else diagnosed(self._explain):
+            return flat(pull_back(self.gradient, self._leaves, direction, batched=batched), batched=batched)
 
 
 def flat(columns: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
@@ -62,30 +74,18 @@ def flat(columns: Sequence[torch.Tensor], *, batched: bool) -> torch.Tensor:
 def pull_back(
     outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], *, batched: bool
 ) -> list[torch.Tensor]:
-    """∂ Σ ⟨output, weight⟩ / ∂ input through a graph that is kept; zeros where there is none.
-
-    Raises:
-        UnsupportedModelError: an operation has no such derivative.
-    """
+    """∂ Σ ⟨output, weight⟩ / ∂ input through a graph that is kept; zeros where there is none."""
     curved = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     columns: Sequence[torch.Tensor | None] = [None] * len(inputs)
-    try:
-        if curved:
-            columns = torch.autograd.grad(
-                [output for output, _ in curved],
-                inputs,
-                [weight for _, weight in curved],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=batched,
-            )
-    except RuntimeError as error:
-        if batched or ("not implemented" not in str(error) and "twice" not in str(error)):
-            raise
-        raise UnsupportedModelError(
-            f"expected a model that can be differentiated twice; PyTorch says: {str(error).splitlines()[0]}. "
-            "Replace that operation by one with a second derivative for the analysis."
-        ) from error
+    if curved:
+        columns = torch.autograd.grad(
+            [output for output, _ in curved],
+            inputs,
+            [weight for _, weight in curved],
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
     many = weights[0].shape[:1] if batched else ()
     return [
         given.new_zeros((*many, *given.shape)) if column is None else column
@@ -100,27 +100,3 @@ def check_finite(finite: bool) -> None:
             "expected a finite gradient to linearise; got NaN or infinite entries. Check the weights (did "
             "training diverge?) and the scale of the inputs."
         )
-
-
-@once_differentiable
-def _once(ctx: Any) -> None:
-    """Shares its code with every function so marked, by which they are known."""
-
-
-def check_differentiable_twice(total: torch.Tensor) -> None:
-    """Refuse a graph with functions marked ``once_differentiable``, whose second derivative PyTorch drops silently."""
-    seen: set[Any] = set()
-    nodes = [total.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
-        function = getattr(node, "_forward_cls", None)
-        if getattr(getattr(function, "backward", None), "__code__", None) is _once.__code__:
-            name = getattr(function, "__name__", "a function")
-            raise UnsupportedModelError(
-                f"expected a model that can be differentiated twice; {name} is marked once_differentiable. "
-                "Replace it by an operation with a second derivative for the analysis."
-            )
