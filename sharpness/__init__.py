@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sharpness.landscape import evaluate_plane as evaluate_plane
     from sharpness.landscape import evaluate_profiles as evaluate_profiles
     from sharpness.measures import epsilon_sharpness as epsilon_sharpness
+    from sharpness.measures import layer_curvature as layer_curvature
     from sharpness.objective import Evaluation as Evaluation
     from sharpness.objective import Objective as Objective
     from sharpness.objective import Problem as Problem
@@ -70,6 +71,7 @@ _HOME = {
     "axis_curvature": "landscape",
     "convexity_map": "landscape",
     "epsilon_sharpness": "measures",
+    "layer_curvature": "measures",
     "Evaluation": "objective",
     "Objective": "objective",
     "Problem": "objective",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import accumulate
 
@@ -24,6 +24,8 @@ class ParamSpace:
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
+    partial: bool = field(default=False, compare=False)
+    """Whether other parameters of f are held constant, so that f may not depend on these at all."""
 
     @classmethod
     def of(cls, module: nn.Module, patterns: str | Sequence[str] | None = None) -> ParamSpace:
@@ -40,12 +42,40 @@ class ParamSpace:
                 "expected a model with trainable parameters; none has requires_grad=True. "
                 "Unfreeze the parameters to analyse: module.requires_grad_(True)."
             )
-        wanted = ["*"] if patterns is None else [patterns] if isinstance(patterns, str) else list(patterns)
-        chosen = {name: p for name, p in trainable.items() if any(fnmatchcase(name, w) for w in wanted)}
-        idle = [w for w in wanted if not any(fnmatchcase(name, w) for name in chosen)]
-        if idle or not chosen:
-            raise UnsupportedModelError(f"no trainable parameter matches {idle}; the model has {_few(list(trainable))}")
-        return cls(tuple(chosen), tuple(p.shape for p in chosen.values()))
+        names = _matching(tuple(trainable), "*" if patterns is None else patterns)
+        unreal = [name for name in names if trainable[name].is_complex()]
+        if unreal:
+            raise UnsupportedModelError(
+                f"expected real parameters, of which f has a Hessian; {_few(unreal)} is complex. Keep its real and "
+                "imaginary parts as a real parameter (torch.view_as_real), or leave it out: parameters=."
+            )
+        return cls(names, tuple(trainable[name].shape for name in names))
+
+    def part(self, patterns: str | Sequence[str]) -> ParamSpace:
+        """The parameters among these whose name is, or matches, one of ``patterns``.
+
+        >>> ParamSpace.of(nn.Linear(3, 2)).part("b*").names
+        ('bias',)
+        """
+        names, shapes = _matching(self.names, patterns), dict(zip(self.names, self.shapes, strict=True))
+        return ParamSpace(names, tuple(shapes[name] for name in names), partial=True)
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """The parameters of each module that has any of its own, by its dotted path; that of the model itself is empty.
+
+        A weight that is parametrized (``torch.nn.utils.parametrize``) belongs to the module that uses it.
+
+        >>> ParamSpace.of(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))).layers
+        {'0': ('0.weight', '0.bias'), '2': ('2.weight',)}
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.names:
+            path = name.split(".")[:-1]
+            path = path[: path.index("parametrizations")] if "parametrizations" in path else path
+            owner = ".".join(path)
+            found[owner] = (*found.get(owner, ()), name)
+        return found
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -100,9 +130,10 @@ class Point:
 
     @classmethod
     def of(cls, module: nn.Module, space: ParamSpace) -> Point:
-        """Where a module is now; its buffers are copied."""
-        buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-        return cls(space.flatten(dict(module.named_parameters())), buffers)
+        """Where a module is now; its buffers, and the parameters that are no part of θ, are copied."""
+        own = dict(module.named_parameters())
+        others = {**dict(module.named_buffers()), **{name: own[name] for name in own.keys() - set(space.names)}}
+        return cls(space.flatten(own), {name: tensor.detach().clone() for name, tensor in others.items()})
 
     @property
     def sha256(self) -> str:
@@ -123,6 +154,16 @@ def as_point(place: object) -> Point:
     if isinstance(place, torch.Tensor):
         return Point(place)
     raise ShapeError(f"expected a Point, a Minimizer or a flat tensor θ; got {type(place).__name__}")
+
+
+def _matching(names: Sequence[str], patterns: str | Sequence[str]) -> tuple[str, ...]:
+    """The names that are, or match, one of the patterns, each of which has to find one."""
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    found = {w: [w] if w in names else [name for name in names if fnmatchcase(name, w)] for w in wanted}
+    idle = [w for w, chosen in found.items() if not chosen]
+    if idle or not wanted:
+        raise UnsupportedModelError(f"no trainable parameter matches {idle}; the model has {_few(names)}")
+    return tuple(name for name in names if any(name in chosen for chosen in found.values()))
 
 
 def _few(names: Sequence[str], count: int = 6) -> str:

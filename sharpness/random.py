@@ -8,6 +8,7 @@ False
 
 from __future__ import annotations
 
+import pickle
 import random as python_random
 import zlib
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ def normal(
 ) -> torch.Tensor:
     """Standard normal numbers, drawn on the CPU in ``dtype`` and then moved."""
     return torch.randn(shape, generator=generator(*key, seed=seed), dtype=dtype, device="cpu").to(device)
+
+
+def random_state() -> bytes:
+    """The state of the global generators of Python, NumPy and PyTorch (every device), to compare with another."""
+    own = [torch.get_rng_state()]
+    own += [torch.get_device_module().get_rng_state(i) for i in range(torch.accelerator.device_count())]
+    return pickle.dumps((python_random.getstate(), np.random.get_state(), [state.numpy() for state in own]))
 
 
 @contextmanager

@@ -136,10 +136,11 @@ def test_load_finds_mnist_and_cifar10_by_name(small_mnist, small_cifar):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(DataError, match=r"digits, mnist, cifar10, .*generated-table; got 'letters'") as caught:
+    with pytest.raises(DataError, match=r"digits, mnist, cifar10, .* or generated-text; got 'letters'") as caught:
         load("letters")
-    names = ["digits", "mnist", "cifar10", "cifar100", "table"]
-    assert list(DATASETS) == [*names, "generated-images", "generated-images-100", "generated-table"]
+    names = ["digits", "mnist", "cifar10", "cifar100", "table", "regression", "text"]
+    generated = [f"generated-{kind}" for kind in ("images", "images-100", "table", "text")]
+    assert list(DATASETS) == [*names, *generated]
     assert all(name in str(caught.value) for name in DATASETS)
 
 

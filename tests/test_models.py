@@ -12,7 +12,18 @@ import torch
 from torch import nn
 
 from sharpness.errors import ShapeError
-from sharpness.models import MODELS, build, initialised, keskar_deep, keskar_f1, keskar_shallow, mlp, vgg9, wide_mlp
+from sharpness.models import (
+    MODELS,
+    build,
+    char_transformer,
+    initialised,
+    keskar_deep,
+    keskar_f1,
+    keskar_shallow,
+    mlp,
+    vgg9,
+    wide_mlp,
+)
 
 IMAGE, NARROW = (3, 32, 32), 0.05
 CONV, DENSE = ["Conv2d", "BatchNorm2d", "ReLU"], ["Linear", "BatchNorm1d", "ReLU"]
@@ -30,6 +41,7 @@ SMALL = [
     ("keskar-c2", (3, 64, 64), {"width": NARROW, "conv_dropout": False}),
     ("keskar-c1", (3, 12, 12), {"width": NARROW}),
     ("vgg9", (3, 24, 24), {"width": NARROW}),
+    ("char-transformer", (6,), {"width": 8, "depth": 1, "heads": 2}),
 ]
 
 
@@ -66,6 +78,7 @@ def assert_same_weights(model, other):
         (vgg9, 100, 2_812_836),
         (partial(keskar_f1, 784), 10, 1_462_794),
         (partial(wide_mlp, 360), 2000, 6_628_304),
+        (char_transformer, 65, 112_577),
     ],
 )
 def test_parameter_counts(make, classes, expected):
@@ -199,13 +212,16 @@ def test_only_images_are_flattened():
 @pytest.mark.parametrize(("name", "shape", "options"), SMALL)
 def test_outputs(name, shape, options):
     model = initialised(lambda: build(name, shape, 11, **options), seed=0)
-    inputs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(3, *shape, generator=draw), torch.tensor([0, 5, 10])
+    if name == "char-transformer":
+        inputs = torch.randint(11, (3, *shape), generator=draw)
+        targets = targets[:, None].expand(inputs.shape)  # one for every character
     logits = model.eval()(inputs)
-    assert logits.shape == (3, 11)
+    assert logits.shape == (3, 11, *targets.shape[1:])
     assert logits.isfinite().all()
     assert torch.equal(logits, model(inputs))
-    loss = nn.functional.cross_entropy(model.train()(inputs), torch.tensor([0, 5, 10]))
-    loss.backward()
+    nn.functional.cross_entropy(model.train()(inputs), targets).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
@@ -277,7 +293,7 @@ def test_the_global_generators_are_left_as_they_were(scheme):
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("vgg16", IMAGE, {}, r"model among digits-mlp, mlp, .*, vgg9; got 'vgg16'"),
+        ("vgg16", IMAGE, {}, r"model among digits-mlp, mlp, .*, char-transformer; got 'vgg16'"),
         ("keskar-c2", (3, 48, 48), {}, r"\(3, s, s\), s a multiple of 32; got \(3, 48, 48\)"),
         ("keskar-c4", (3, 28, 28), {}, r"multiple of 32; got \(3, 28, 28\)"),
         ("keskar-c1", (3, 30, 30), {}, r"multiple of 4; got \(3, 30, 30\)"),
@@ -301,6 +317,10 @@ def test_the_global_generators_are_left_as_they_were(scheme):
         ("digits-mlp", (64,), {"width": 1}, "options of digits-mlp among: none; got width"),
         ("mlp", (3,), {"widths": "wide"}, "options of mlp of the right kinds"),
         ("mlp", (3,), {"width": 1}, "options of mlp among: widths, batchnorm; got width"),
+        ("char-transformer", (8, 8), {}, r"of shape \(T,\), for char-transformer; got \(8, 8\)"),
+        ("char-transformer", (8,), {"width": 6}, "width a multiple of heads; got 6, 2 and 4"),
+        ("char-transformer", (8,), {"depth": 0}, "width, depth and heads >= 1, .*; got 64, 0 and 4"),
+        ("char-transformer", (8,), {"length": 8}, "options of char-transformer among: width, depth, heads; got length"),
     ],
 )
 def test_refusals(name, shape, options, message):

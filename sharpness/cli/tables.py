@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from sharpness.errors import SharpnessError
-from sharpness.journal import DONE, LEFT_OUT, NOT_FINITE
+from sharpness.journal import DONE, LEFT_OUT, NOT_FINITE, PENDING
 from sharpness.records import (
     AxisCurvature,
     Comparison,
+    LayerCurvature,
     LineLosses,
     PlaneLosses,
     ProductCost,
@@ -53,6 +54,41 @@ def sharpness_rows(numbers: Mapping[str, Any]) -> Rows:
         (case, *(f"{s[name]:.3g}" for name in names), ", ".join(str(count) for count in s["iterations"]))
         for case, s in numbers["epsilon-sharpness"].items()
     ]
+
+
+LAYERS_HEAD = ("layer", "parameters", "λmax", "trace", "‖θ‖", "‖g‖")
+
+
+def layer_rows(record: LayerCurvature) -> Rows:
+    """Every layer and, last, all of them: their traces add up to that of H, and λmax of H is at least the largest.
+
+    λmax stands with its residual, a trace with its standard error unless it is exact.
+    """
+    rows: Rows = []
+    for row, (name, size) in enumerate(zip(record.titles, record.parameters, strict=True)):
+        if record.status[row] != DONE:
+            state = "pending" if record.status[row] == PENDING else "not finite"
+            rows.append((name, f"{size:,}", state, state, *_norms(record, row)))
+            continue
+        value = f"{record.eigenvalue[row]:.5g} ± {record.residual[row]:.1g}"
+        note = "" if record.converged[row] else " (not converged)"
+        total = _with_error(record.trace[row], record.standard_error[row])
+        rows.append((name, f"{size:,}", value + note, total, *_norms(record, row)))
+    if (record.status == DONE).all():
+        trace = _with_error(record.trace.sum(), float(np.linalg.norm(record.standard_error)))
+        largest = f"≥ {record.eigenvalue.max():.5g}"
+        rows.append(("all layers", f"{record.parameters.sum():,}", largest, trace, *_norms(record, slice(None))))
+    return rows
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{value:.4g}" + (f" ± {error:.1g}" if error else "")
+
+
+def _norms(record: LayerCurvature, rows: int | slice) -> tuple[str, ...]:
+    """‖θ‖ and ‖g‖ over one layer or several."""
+    norms = (np.linalg.norm(np.atleast_1d(values[rows])) for values in (record.weight_norm, record.gradient_norm))
+    return tuple(f"{norm:.3g}" if np.isfinite(norm) else "n/a" for norm in norms)
 
 
 def grouped(rows: Sequence[tuple[str, ...]]) -> Rows:

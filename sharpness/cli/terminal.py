@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -145,6 +145,11 @@ class Terminal:
         if not (self._common.quiet or self._common.json):
             self._shown.print(text, highlight=False, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Print a line that should not be missed on standard error, unless told to be quiet."""
+        if not self._common.quiet:
+            self._console.print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def result(self, values: Any) -> None:
         """Print the result as JSON where that was asked for."""
         if self._common.json:
@@ -165,21 +170,29 @@ def command(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register ``function(common, terminal, …)`` as a command that also takes the common options.
 
-    It is named after the function, unless ``name`` says otherwise.
+    It is named after the function, unless ``name`` says otherwise. A parameter annotated with a dataclass stands for
+    its fields, as options.
 
     Errors become one message and an exit code: 2 for bad input, 1 for a failed computation, 130 for an interrupt.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function).parameters.values())[2:]
+        groups: dict[str, Any] = {p.name: p.annotation for p in own if is_dataclass(p.annotation)}
+        plain = [p for p in own if p.name not in groups]
         shared = [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-            for f in fields(Common)
+            for group in (*groups.values(), Common)
+            for f in fields(group)
         ]
 
         @wraps(function)
         def run(**arguments: Any) -> None:
-            common = Common(**{f.name: arguments.pop(f.name) for f in fields(Common)})
+            def made(group: Any) -> Any:
+                return group(**{f.name: arguments.pop(f.name) for f in fields(group)})
+
+            common: Common = made(Common)
+            arguments |= {name: made(group) for name, group in groups.items()}
             try:
                 with Terminal(common) as terminal:
                     function(common, terminal, **arguments)
@@ -191,7 +204,7 @@ def command(
                 _explain(error)
                 raise typer.Exit(_exit_code(error)) from error
 
-        run.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature([*plain, *shared])  # type: ignore[attr-defined]
         app.command(name, rich_help_panel=group)(run)
         return run
 

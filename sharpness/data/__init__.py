@@ -1,8 +1,8 @@
 """Data sets to train and analyse on.
 
-Handwritten digits inside the package, MNIST and CIFAR from a folder, any table from a file, and small generated ones.
-Nothing is ever downloaded, and no pickle is executed. The readers (``digits``, ``mnist``, ``cifar``, ``table``) and
-``generated`` give arrays; here they become tensors.
+Handwritten digits inside the package, MNIST and CIFAR from a folder, any table or text from a file, and small generated
+ones. Nothing is ever downloaded, and no pickle is executed. The readers (``digits``, ``mnist``, ``cifar``, ``table``,
+``text``) and ``generated`` give arrays; here they become tensors.
 
 >>> digits = load("digits")
 >>> digits.name, len(digits.train[0]), len(digits.test[0]), digits.classes
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpness.data import cifar, digits, generated, mnist, table
+from sharpness.data import cifar, digits, generated, mnist, table, text
 from sharpness.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,14 +38,20 @@ __all__ = [
     "load_digits",
     "load_generated_images",
     "load_generated_table",
+    "load_generated_text",
     "load_mnist",
+    "load_regression",
     "load_table",
+    "load_text",
 ]
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
     """A classification data set on the CPU: inputs (N, …) float32 and targets (N,) int64 in [0, ``classes``).
+
+    Of a text, sequences of T characters: inputs and targets are (N, T) int64, and ``classes`` is the size of the
+    vocabulary. A target is then a class for every character, and an example is a sequence.
 
     ``source`` says who made it and where it is published, ``licence`` what its makers allow.
     """
@@ -195,6 +201,46 @@ def load_table(path: str | Path | None = None) -> Data:
     return Data("table", _tensors(*train), _tensors(*test), classes=classes, source=file.name, licence="the user's")
 
 
+def load_regression(path: str | Path | None = None) -> Data:
+    """Any table of numbers with a quantity to predict in every row: standardised inputs (N, d), targets (N,) float32.
+
+    As ``load_table``, but the last column, or the array ``targets``, is a finite number, standardised like the inputs
+    (a squared error of 1 is the variance of the training targets). ``classes`` is 1, the number of outputs.
+
+    >>> load_regression("power_plant.csv").train[1].dtype  # doctest: +SKIP
+    torch.float32
+    """
+    file = _table_file(path)
+    (inputs, targets), (test_inputs, test_targets) = table.read_quantities(file)
+    train = torch.from_numpy(inputs), torch.from_numpy(targets)
+    test = torch.from_numpy(test_inputs), torch.from_numpy(test_targets)
+    return Data("regression", train, test, classes=1, source=file.name, licence="the user's")
+
+
+def load_text(path: str | Path | None = None, *, length: int = 64) -> Data:
+    """Characters of any text in UTF-8: inputs (N, T) and targets (N, T), the character after each; T is ``length``.
+
+    ``path`` is the file itself, or a folder with ``text/tinyshakespeare.txt`` in it or with exactly one file that ends
+    in ``.txt``; else the environment variable ``SHARPNESS_DATA`` names the one or the other.
+
+    Characters are numbered from 0 in the sorted order of all that occur in the whole file, also in its test part, so
+    that no test character lacks a number; line ends, tabs and case are kept as they are. The last tenth of the
+    characters is the test set. Either part is cut into sequences that do not overlap, where every character but the
+    first is predicted once, from those before it in its own sequence; fewer than T at the end are dropped.
+
+    ``DataError`` where the file is missing, is not in UTF-8, has fewer than 10 (T + 1) characters, or one that is
+    always the same.
+
+    Source: the file's name. Licence: the user's.
+
+    >>> load_text("~/data/text/tinyshakespeare.txt").train[0].shape  # doctest: +SKIP
+    torch.Size([15685, 64])
+    """
+    file = text.find(Path(path or os.environ.get("SHARPNESS_DATA") or data_folder()).expanduser())
+    train, test, characters = text.split(text.read(file), length, str(file))
+    return Data("text", _characters(*train), _characters(*test), characters, source=file.name, licence="the user's")
+
+
 def load_generated_images(classes: int = 10) -> Data:
     """Generated images of 10 or 100 classes: inputs (N, 3, 32, 32) in [0, 1], steps of 1/255.
 
@@ -227,6 +273,20 @@ def load_generated_table() -> Data:
     return _generated("generated-table", _tensors(*train), _tensors(*test), generated.CLASSES)
 
 
+def load_generated_text() -> Data:
+    """Generated sentences, as sequences of 16 characters: inputs and targets (N, 16), 29 different characters.
+
+    The same on every machine, made up of 20 words. For trying things out, not for conclusions.
+
+    Source: ``sharpness.data.generated``. Licence: MIT.
+
+    >>> load_generated_text().train[0].shape
+    torch.Size([362, 16])
+    """
+    train, test, characters = text.split(generated.sentences(), 16, "generated-text")
+    return _generated("generated-text", _characters(*train), _characters(*test), characters)
+
+
 def _generated(name: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> Data:
     return Data(name, train, test, classes, source="generated by sharpness.data.generated", licence="MIT")
 
@@ -237,22 +297,25 @@ DATASETS: dict[str, Callable[[str | Path | None], Data]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "table": load_table,
+    "regression": load_regression,
+    "text": load_text,
     "generated-images": lambda _: load_generated_images(),
     "generated-images-100": lambda _: load_generated_images(100),
     "generated-table": lambda _: load_generated_table(),
+    "generated-text": lambda _: load_generated_text(),
 }
 
 
 def load(name: str, folder: str | Path | None = None) -> Data:
     """The data set called ``name``, one of ``DATASETS``.
 
-    ``folder`` holds its files (see ``data_folder``); for ``table`` it is the file. ``digits`` and the generated ones
-    need none and ignore it.
+    ``folder`` holds its files (see ``data_folder``); for ``table`` it is the file, for ``text`` either. ``digits`` and
+    the generated ones need none and ignore it.
 
     >>> load("letters")
     Traceback (most recent call last):
-    sharpness.errors.DataError: expected a data set named digits, mnist, cifar10, cifar100, table, generated-images,
-    generated-images-100 or generated-table; got 'letters'
+    sharpness.errors.DataError: expected a data set named digits, mnist, cifar10, cifar100, table, regression,
+    text, generated-images, generated-images-100, generated-table or generated-text; got 'letters'
     """
     if name not in DATASETS:
         *others, last = DATASETS
@@ -304,3 +367,7 @@ def _place(folder: Path, places: Sequence[str], files: Sequence[str]) -> Path:
 def _tensors(values: np.ndarray, labels: np.ndarray, scale: int = 1) -> tuple[Tensor, Tensor]:
     inputs = torch.from_numpy(values.astype(np.float32)).div_(scale)
     return inputs, torch.from_numpy(labels.astype(np.int64))
+
+
+def _characters(inputs: np.ndarray, targets: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(inputs.copy()), torch.from_numpy(targets.copy())  # own memory: the two overlap

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sharpness.random import normal
+from sharpness.random import generator, normal
 
 IMAGES = {10: (256, 64), 100: (512, 128)}  # classes: images to train on and to test on
 COARSE = 6  # the patterns are interpolated from so many random pixels a side
@@ -21,6 +21,9 @@ ROWS = (3000, 600)
 CLASSES, FEATURES = 300, 60
 SPREAD = 1.6  # standard deviation around the centre of a class; the centres' own is 1
 STEPS = 256  # of 1 in a table
+
+SENTENCES = 180
+WORDS = ("the a every no", "old small quiet green", "cat bird river child town", "sees likes follows hears")
 
 
 def images(classes: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -57,6 +60,22 @@ def table() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray
     )
     rows = ((centres[labels] + SPREAD * noise) * STEPS).round() / STEPS
     return _parts(rows.float(), labels, ROWS[0])
+
+
+def sentences() -> str:
+    """Sentences of seven words, one in a line, each word drawn from the few that fit its place.
+
+    >>> sentences().splitlines()[0]
+    'Every green cat likes the green cat.'
+    """
+    who, does = WORDS[:3], WORDS[3:]
+    places = [words.split() for words in (*who, *does, *who)]
+    columns = [
+        torch.randint(len(words), (SENTENCES,), generator=generator("generated-text", place, seed=0)).tolist()
+        for place, words in enumerate(places)
+    ]
+    chosen = ([words[i] for words, i in zip(places, row, strict=True)] for row in zip(*columns, strict=True))
+    return "".join(" ".join(row).capitalize() + ".\n" for row in chosen)
 
 
 def _smooth(count: int, *key: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tables with a class in every row, out of a CSV or an NPZ file: classification into any number of classes."""
+"""Tables with a class or a quantity in every row, out of a CSV or an NPZ file."""
 
 from __future__ import annotations
 
@@ -20,22 +20,38 @@ FEWEST = 10  # rows
 HOLD_OUT = 5  # where a file names no test set, every fifth row is in it
 ARRAYS = ("inputs", "targets")
 TEST_ARRAYS = tuple(f"test_{name}" for name in ARRAYS)
-_CLASSES = "Tables are for classification: number the classes, or divide a quantity into some."
+_CLASSES = "Number the classes; for a quantity name the data regression instead of table."
 
-Part = tuple[np.ndarray, list[Any]]  # inputs (N, d), float64 and finite, and N labels, integers or texts
+Part = tuple[np.ndarray, list[Any]]  # inputs (N, d), float64 and finite, and N labels: integers or texts, or floats
 
 
 def read(file: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], int]:
     """Train and test set, each as standardised inputs (N, d) float32 and targets (N,) int64, and how many classes."""
+    train, test = _parts(file, quantities=False)
+    inputs = _standardised(train[0], test[0], file)
+    targets, classes = _numbered(train[1], test[1], file)
+    return (inputs[0], targets[0]), (inputs[1], targets[1]), classes
+
+
+def read_quantities(file: Path) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Train and test set, each as standardised inputs (N, d) and targets (N,), both float32."""
+    train, test = _parts(file, quantities=True)
+    inputs = _standardised(train[0], test[0], file)
+    quantities = [np.array(labels, float)[:, None] for _, labels in (train, test)]
+    targets = _standardised(quantities[0], quantities[1], file)
+    if not targets[0].any():
+        raise DataError(f"{file}: expected a quantity to predict; it is the same in every training row.")
+    return (inputs[0], targets[0][:, 0]), (inputs[1], targets[1][:, 0])
+
+
+def _parts(file: Path, *, quantities: bool) -> tuple[Part, Part]:
+    """Train and test part of a file of either kind."""
     readers = {".csv": read_csv, ".npz": read_npz}
     if file.suffix.lower() not in readers:
         raise DataError(f"expected a table in a file that ends in .csv or .npz; got {file}. Convert it to one of them.")
     if not file.is_file():
         raise DataError(f"expected a table at {file}; there is {'a folder' if file.exists() else 'none'}. Name a file.")
-    train, test = readers[file.suffix.lower()](file)
-    inputs = _standardised(train[0], test[0], file)
-    targets, classes = _numbered(train[1], test[1], file)
-    return (inputs[0], targets[0]), (inputs[1], targets[1]), classes
+    return readers[file.suffix.lower()](file, quantities=quantities)
 
 
 def _split(inputs: np.ndarray, labels: list[Any], file: Path) -> tuple[Part, Part]:
@@ -89,8 +105,11 @@ def _numbered(train: list[Any], test: list[Any], file: Path) -> tuple[list[np.nd
 # ---- CSV ----------------------------------------------------------------------------------------------------------
 
 
-def read_csv(file: Path) -> tuple[Part, Part]:
-    """Train and test part of numbers with a label in the last column, below a line of names or without one."""
+def read_csv(file: Path, *, quantities: bool = False) -> tuple[Part, Part]:
+    """Train and test part of numbers with a label in the last column, below a line of names or without one.
+
+    ``quantities``: the labels are numbers of any size.
+    """
     names: list[str] = []
     values, labels = array("d"), []
     lines: list[int] = []
@@ -104,10 +123,13 @@ def read_csv(file: Path) -> tuple[Part, Part]:
         if not names and not lines and all(_number(cell) is None for cell in cells[:-1]):
             names = cells
             continue
-        values.extend(_numbers(cells[:-1], names, f"{file}, line {line}"))
+        values.extend(_numbers(cells[: None if quantities else -1], names, f"{file}, line {line}"))
         labels.append(cells[-1].strip())
         lines.append(line)
-    return _split(np.array(values).reshape(len(lines), -1 if lines else 1), _csv_labels(labels, lines, file), file)
+    table = np.array(values).reshape(len(lines), -1 if lines else 1)
+    if quantities:
+        return _split(table[:, :-1], table[:, -1].tolist(), file)
+    return _split(table, _csv_labels(labels, lines, file), file)
 
 
 def _records(file: Path) -> Iterator[tuple[int, list[str]]]:
@@ -174,7 +196,7 @@ def _integer(cell: str) -> int:
 # ---- NPZ ----------------------------------------------------------------------------------------------------------
 
 
-def read_npz(file: Path) -> tuple[Part, Part]:
+def read_npz(file: Path, *, quantities: bool = False) -> tuple[Part, Part]:
     """Train and test part of the arrays ``inputs`` and ``targets`` and, if there, ``test_inputs``, ``test_targets``."""
     arrays = _arrays(file)
     wanted = (*ARRAYS, *TEST_ARRAYS) if arrays.keys() & set(TEST_ARRAYS) else ARRAYS
@@ -184,10 +206,10 @@ def read_npz(file: Path) -> tuple[Part, Part]:
             f"{file}: expected the arrays {', '.join(wanted)}; there is no {' and no '.join(missing)}. "
             "Save them under these names, numpy.savez(file, inputs=…, targets=…)."
         )
-    train = _npz_part(arrays, ARRAYS, file)
+    train = _npz_part(arrays, ARRAYS, file, quantities)
     if wanted == ARRAYS:
         return _split(*train, file)
-    test = _npz_part(arrays, TEST_ARRAYS, file)
+    test = _npz_part(arrays, TEST_ARRAYS, file, quantities)
     _check_count(train[0], file)
     if not len(test[0]) or test[0].shape[1] != train[0].shape[1]:
         raise DataError(
@@ -213,7 +235,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _npz_part(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: Path) -> Part:
+def _npz_part(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: Path, quantities: bool) -> Part:
     """Inputs as finite float64 and labels, checked against each other."""
     inputs, targets = (arrays[name] for name in names)
     if inputs.ndim != 2 or not inputs.shape[1] or targets.shape != inputs.shape[:1]:
@@ -231,7 +253,13 @@ def _npz_part(arrays: dict[str, np.ndarray], names: tuple[str, ...], file: Path)
             f"{file}: expected finite numbers; got {values[row, column]} in row {row}, column {column} of {names[0]} "
             f"(counted from 0). Fill it in or leave the row out."
         )
-    return values, _npz_labels(targets, names[1], file)
+    return values, _npz_quantities(targets, names[1], file) if quantities else _npz_labels(targets, names[1], file)
+
+
+def _npz_quantities(targets: np.ndarray, name: str, file: Path) -> list[Any]:
+    if targets.dtype.kind not in "biuf" or not np.isfinite(targets).all():
+        raise DataError(f"{file}: expected finite numbers in {name}; got others, of dtype {targets.dtype}.")
+    return targets.astype(np.float64).tolist()
 
 
 def _npz_labels(targets: np.ndarray, name: str, file: Path) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from sharpness.objective.execution import exact_arithmetic, free_bytes, seconds_of
 from sharpness.objective.kernels import Kernels
-from sharpness.objective.losses import BatchLoss, cross_entropy
+from sharpness.objective.losses import BatchLoss, cross_entropy, squared_error, usual_loss
 from sharpness.objective.objective import Evaluation, Objective
 from sharpness.objective.problem import Problem
 
@@ -16,4 +16,6 @@ __all__ = [
     "exact_arithmetic",
     "free_bytes",
     "seconds_of",
+    "squared_error",
+    "usual_loss",
 ]

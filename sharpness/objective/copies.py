@@ -41,6 +41,12 @@ def copied(module: nn.Module) -> nn.Module:
     What a forward pass left behind with its graph, as weight norm's hook leaves ``weight``, is copied as a constant.
     """
     module = unwrap(module)
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                "expected a model in Python; got TorchScript" + (f" in {name!r}" if name else "") + ", which takes no "
+                "weights as arguments. Load its state_dict() into the module that it was made from."
+            )
     left = (
         value
         for part in module.modules()
@@ -56,11 +62,20 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The model on a device, in a dtype, and with it the tensors that are plain attributes of its parts."""
-    for part in module.to(device=device, dtype=dtype).modules():
+    """The model on a device, in a dtype, and with it the tensors that are plain attributes of its parts.
+
+    Complex numbers, as of rotary embeddings, stay complex.
+    """
+
+    def place(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_complex():
+            return tensor.to(device=device, dtype=dtype.to_complex())
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+
+    for part in module._apply(place).modules():
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor):
-                vars(part)[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                vars(part)[name] = place(value)
     return module
 
 

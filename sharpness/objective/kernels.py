@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from sharpness.objective.execution import exact_arithmetic
+from sharpness.objective.precision import WIDENED
 
 KERNELS = ("torch", "bilinear", "onednn")
 SMALL = 2**18  # multiplications below which calling oneDNN costs more than it saves
@@ -209,8 +210,8 @@ class Kernels(TorchFunctionMode):
     """While active, ``linear``, ``conv1d`` … ``conv3d``, eval-mode ``batch_norm`` and ``relu`` take the forms above.
 
     Args:
-        name: ``"torch"`` changes only what PyTorch gets wrong (``CORRECTED``, as all do), ``"bilinear"``
-            takes the forms of convolutions and batch norm, ``"onednn"`` that of linear layers as well.
+        name: ``"torch"`` changes only what PyTorch gets wrong (``CORRECTED``) and casts to fewer digits, as all do;
+            ``"bilinear"`` takes the forms of convolutions and batch norm, ``"onednn"`` that of linear layers as well.
         retained: the graph will be differentiated many times: layouts that this needs are held with it.
         curved: gradients will be differentiated with respect to θ; otherwise, with respect to what they are gradients
             of alone, which is all that a Jacobian's products need.
@@ -229,8 +230,8 @@ class Kernels(TorchFunctionMode):
             self._forms[F.linear] = self._linear
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in CORRECTED:
-            return CORRECTED[func](*args, **(kwargs or {}))
+        if func in REPLACED:
+            return REPLACED[func](*args, **(kwargs or {}))
         form = self._forms.get(func)
         if form is not None and not _transformed():
             result = form(*args, **(kwargs or {}))
@@ -311,6 +312,7 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG00
 
 CORRECTED: dict[Any, Callable[..., Tensor]] = {torch._weight_norm: _weight_norm, F.hardsigmoid: _hardsigmoid}
 """Functions whose second derivative PyTorch has wrong or lacks, and the same ones with the right one."""
+REPLACED = {**CORRECTED, **WIDENED}
 
 
 def best_kernels(device: torch.device, dtype: torch.dtype) -> str:

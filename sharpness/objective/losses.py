@@ -12,13 +12,39 @@ import torch.nn.functional as F
 from sharpness.errors import UnsupportedModelError
 
 
-def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each example in nats, not averaged.
+def cross_entropy(output: Any, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each target in nats, of shape (N, …), not averaged.
+
+    Args:
+        output: logits of shape (N, classes, …), or (N, …, classes) as language models give them, or anything that has
+            such ``logits``.
+        target: classes, of shape (N, …).
 
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))  # ln 4
     tensor([1.3863, 1.3863])
     """
-    return F.cross_entropy(output, target, reduction="none")
+    return F.cross_entropy(logits_of(output, target), target, reduction="none")
+
+
+def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """(output − target)² of each number, not averaged; an output of shape (N, 1) fits targets of shape (N,).
+
+    >>> squared_error(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0]))
+    tensor([0., 4.])
+    """
+    return (output.reshape(target.shape) - target).square()
+
+
+def usual_loss(target: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """``squared_error`` where targets are quantities, ``cross_entropy`` where they are classes."""
+    return squared_error if target.is_floating_point() else cross_entropy
+
+
+def logits_of(output: Any, target: torch.Tensor) -> torch.Tensor:
+    """The logits in an output, with the classes in dimension 1."""
+    logits: torch.Tensor = getattr(output, "logits", output)
+    last = logits.ndim == target.ndim + 1 > 2 and logits.shape[:-1] == target.shape
+    return logits.movedim(-1, 1) if last and logits.shape[:1] + logits.shape[2:] != target.shape else logits
 
 
 class Term(NamedTuple):
@@ -115,14 +141,15 @@ def correct(output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor] | None
     Negative targets (the usual mask) do not count.
     """
     target = None if isinstance(batch, Mapping) else batch[-1]
-    if not (isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)):
+    if not (isinstance(getattr(output, "logits", output), torch.Tensor) and isinstance(target, torch.Tensor)):
         return None
+    logits = logits_of(output, target)
     if (
         target.is_floating_point()
-        or output.ndim < 2
-        or output.shape[1] < 2
-        or output.shape[:1] + output.shape[2:] != target.shape
+        or logits.ndim < 2
+        or logits.shape[1] < 2
+        or logits.shape[:1] + logits.shape[2:] != target.shape
     ):
         return None
     counted = target >= 0
-    return ((output.argmax(1) == target) & counted).sum(), counted.sum()
+    return ((logits.argmax(1) == target) & counted).sum(), counted.sum()

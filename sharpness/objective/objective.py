@@ -36,7 +36,8 @@ class Objective:
     only. Made by ``from_module``.
 
     Wherever a method takes ``place`` it takes θ of shape (n,), a ``Point`` or a ``Minimizer``; the latter two bring
-    their own buffers (running statistics), θ alone uses those the model had.
+    their own buffers (running statistics), θ alone uses those the model had. ``module`` is a copy of the model as it
+    came, in its own mode and dtype, to look at.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Objective:
         kernels: str = "auto",
     ) -> None:
         warm_allocator()
-        self._module, self._loss, self._source = module, loss, batches
+        self.module, self._loss, self._source = module, loss, batches
         self.space, self.l2, self.device, self.dtype, self.batchnorm = space, l2, device, dtype, batchnorm
         self._requested_kernels = kernels
         self.kernels = best_kernels(device, dtype) if kernels == "auto" else kernels
@@ -66,10 +67,8 @@ class Objective:
         coupled = batchnorm == "batch" and self.has_batchnorm
         self.terms = Terms(self._snapshot, loss, space, coupled=coupled, device=device, kernels=self.kernels)
         self._batches = [tree_map(self._place, batch) for batch in batches]
-        if chunk_size is None:
-            own = batchnorm == "batch"
-            chunk_size = BATCH_STATISTICS_CHUNK if own else self.terms.chunk_size(self._batches, self.few)
-        self.chunk_size = chunk_size
+        by_policy = BATCH_STATISTICS_CHUNK if batchnorm == "batch" else None
+        self.chunk_size = chunk_size or by_policy or self.terms.chunk_size(self._batches, self.few)
         self.chunks = chunked(self._batches, self.chunk_size)
         self._verify()
 
@@ -162,7 +161,7 @@ class Objective:
         in float32 on CPUs where oneDNN multiplies faster, for linear layers (``"onednn"``).
         """
         return Objective(
-            self._module,
+            self.module,
             self._loss if loss is None else BatchLoss(loss),
             self._source if examples is None else selected(self._source, examples),
             self.space,
@@ -193,9 +192,8 @@ class Objective:
         point, part = self.point(place), copy.copy(self)
         part.space = self.space.part(patterns)
         part.terms = self.terms.of(part.space)
-        named = self.space.unflatten(point.theta.clone())
-        constants = {name: value for name, value in named.items() if name not in part.space.names}
-        return part, Point(part.space.flatten(named), {**(point.buffers or {}), **constants})
+        named = {**(point.buffers or {}), **self.space.unflatten(point.theta.clone())}
+        return part, Point(part.space.flatten(named), {n: t for n, t in named.items() if n not in part.space.names})
 
     # What it is
 
@@ -396,7 +394,7 @@ class Objective:
 
     def _verify(self) -> None:
         """At the model's own weights."""
-        term = partial(self._loss, self._snapshot.bound({}, None))
-        coupled = any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
-        with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device):
-            verify(term, self._batches, self.chunks, dtype=self.dtype, adds_up=not coupled)
+        term = partial(self._loss, self._snapshot.watched())
+        with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device), Kernels("torch"):
+            adds_up = not any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
+            self._snapshot.draws = verify(term, self._batches, self.chunks, dtype=self.dtype, adds_up=adds_up)

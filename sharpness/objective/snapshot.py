@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sharpness.errors import DataError, ShapeError, UnsupportedModelError
 from sharpness.objective.copies import copied, placed, plainly
+from sharpness.random import preserved_random_state
 
 POLICIES = ("eval", "batch", "recompute")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -23,6 +24,7 @@ class Snapshot:
     def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         self.module = placed(copied(module), device, dtype).eval().requires_grad_(False)
         self._device = device
+        self.draws = False  # from the global generators, without a difference to the output
         self.buffers = {name: b.detach() for name, b in self.module.named_buffers()}
         self.batchnorm_layers = {n: m for n, m in self.module.named_modules() if isinstance(m, _BatchNorm)}
         self._slots = _Slots(self.module)
@@ -51,6 +53,28 @@ class Snapshot:
         state = {**self.buffers, **(buffers or {})}
         state = {name: b for name, b in state.items() if not _is_statistic(name, self.batchnorm_layers)}
         return self._bound(*self._with_batch_statistics(), {**state, **parameters})
+
+    def watched(self) -> Callable[..., Any]:
+        """``bound`` to its own state, refusing a model whose forward pass changes its weights."""
+        model, own = self.bound({}, None), dict(self.module.named_parameters())
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            before = {name: parameter._version for name, parameter in own.items()}
+            output = model(*args, **kwargs)
+            changed = [name for name, parameter in own.items() if parameter._version != before[name]]
+            if changed:
+                raise UnsupportedModelError(
+                    f"expected a forward pass that leaves the weights as they are; it writes into {changed[0]!r}, of "
+                    "which gradients know nothing. Take that out for the analysis: an embedding's max_norm=None, no "
+                    "clamp_ in forward()."
+                )
+            return output
+
+        return run
+
+    def called(self, *, by_batch: bool) -> nn.Module:
+        """The module that ``bound`` or, by batch, ``bound_to_batch`` calls."""
+        return self._with_batch_statistics()[0] if by_batch else self.module
 
     def check_policy(self, policy: str) -> None:
         """Refuse an unknown policy, and running statistics that are not there."""
@@ -130,7 +154,7 @@ class Snapshot:
     def _bound(self, module: nn.Module, slots: _Slots, state: dict[str, torch.Tensor]) -> Callable[..., Any]:
         def model(*args: Any, **kwargs: Any) -> Any:
             try:
-                with slots.filled(state), plainly(module, self._device):
+                with slots.filled(state), plainly(module, self._device), self._undisturbed():
                     return module(*args, **kwargs)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
@@ -141,6 +165,10 @@ class Snapshot:
                 ) from error
 
         return model
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        """Restores the global generators, where the model draws from them; to do it always would cost small ones."""
+        return preserved_random_state() if self.draws else nullcontext()
 
     def _with_batch_statistics(self) -> tuple[nn.Module, _Slots]:
         if self._batch is None:

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 import torch.utils._pytree as pytree
+from torch import nn
 
 from sharpness.errors import UnsupportedModelError
 from sharpness.objective.execution import exact_arithmetic, saved_bytes
@@ -109,7 +110,7 @@ class Terms:
                 return pytree.tree_map_only(torch.Tensor, separate, bound(*args, **kwargs))
 
         bound = self._model(parameters, buffers)
-        with exact_arithmetic(self._device):
+        with exact_arithmetic(self._device), Kernels("torch"):
             term = self._loss(model, chunk)
         if not outputs or not term.total.requires_grad:
             raise UnsupportedModelError(
@@ -153,6 +154,11 @@ class Terms:
         longest = max(length(batch) for batch in batches)
         most = max(1, budget // max(1, self.saved_bytes_per_example(few)))
         return math.ceil(longest / math.ceil(longest / most))
+
+    @property
+    def module(self) -> nn.Module:
+        """The private copy of the model that is called, to look at."""
+        return self._snapshot.called(by_batch=self._coupled)
 
     def _model(
         self, parameters: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor] | None

@@ -11,6 +11,7 @@ import torch
 from sharpness.errors import NonDeterministicError, NonFiniteError, UnsupportedModelError
 from sharpness.objective.batches import chunked, joined
 from sharpness.objective.losses import Term, length
+from sharpness.random import random_state
 
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
 SPLIT_EXAMPLES = 16  # how many are split at least; a batch of one cannot be
@@ -20,17 +21,24 @@ SPLIT_BATCHES = 8  # how many batches that are, from all over the data
 
 def verify(
     term: Callable[[Any], Term], batches: list[Any], chunks: Sequence[Any], *, dtype: torch.dtype, adds_up: bool
-) -> None:
-    """One finite answer, twice the same, and the parts of a batch add up to it, where they are meant to."""
+) -> bool:
+    """One finite answer, twice the same, and the parts of a batch add up to it, where they are meant to.
+
+    Returns:
+        Whether random numbers were drawn from the global generators on the way, without a difference to the answer.
+    """
     sample = chunked(batches, max(min(length(chunks[0]), CHECKED_EXAMPLES), SPLIT_EXAMPLES))[0]
+    before = random_state()
     verify_answer(term, sample, dtype)
+    draws = random_state() != before
     if not adds_up:
-        return
+        return draws
     if length(sample) == 1:  # cannot be split, but a few of its kind can be joined
         sample = joined(batches[:SPLIT_EXAMPLES]) or sample
     step = math.ceil(len(chunks) / SPLIT_BATCHES)
     some = (chunked([chunk], CHECKED_EXAMPLES)[0] for chunk in chunks[step::step])
     verify_split(term, [sample, *some], dtype)
+    return draws
 
 
 def verify_answer(term: Callable[[Any], Term], sample: Any, dtype: torch.dtype) -> None:
@@ -53,12 +61,19 @@ def verify_split(term: Callable[[Any], Term], batches: Iterable[Any], dtype: tor
     """The parts of each batch add up to it."""
     for batch in batches:
         parts = chunked([batch], math.ceil(length(batch) / 3))
-        whole = float(term(batch).total)
-        shares = [term(part) for part in parts]
+        together, shares = term(batch), [term(part) for part in parts]
+        whole = float(together.total)
         again = math.fsum(float(share.total) for share in shares if float(share.weight))  # none where all is masked
-        if not abs(whole - again) <= 10 * ROUNDING[dtype] * max(abs(whole), 1e-6 * length(batch)):  # also for NaN
+        allowed = 10 * _rounding(together, dtype) * max(abs(whole), 1e-6 * length(batch))
+        if not abs(whole - again) <= allowed:  # also for NaN
             raise UnsupportedModelError(
                 f"expected a loss whose batches add up; a batch gives {whole:.9g}, its parts {again:.9g}. A scalar "
                 "loss is taken as a mean over examples (ignore_index, class weights and reduction='sum' break that). "
                 "Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
             )
+
+
+def _rounding(term: Term, dtype: torch.dtype) -> float:
+    """Of the caller's own loss and weight, which may have fewer digits than the model."""
+    own = [part.dtype for part in (term.total, term.weight) if isinstance(part, torch.Tensor)]
+    return max(ROUNDING[found] for found in (dtype, *own) if found in ROUNDING)

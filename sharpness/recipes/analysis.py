@@ -16,12 +16,12 @@ import torch
 from sharpness import store
 from sharpness.errors import DataError, NotConvergedError, ShapeError
 from sharpness.journal import HDF5Journal
-from sharpness.measures import epsilon_sharpness
+from sharpness.measures import epsilon_sharpness, layer_curvature, layer_template
 from sharpness.objective import Objective, Problem
 from sharpness.operators import Hessian, SymmetricOperator, begin_products, recorded_plan
 from sharpness.progress import Progress, silent
 from sharpness.recipes.run_folder import stored
-from sharpness.records import EigenPairs, EpsilonSharpness, SpectralDensity
+from sharpness.records import EigenPairs, EpsilonSharpness, LayerCurvature, SpectralDensity
 from sharpness.spectrum import default_products, eigenpairs, spectral_density
 
 DISK_SHARE = 0.5  # of what is free that recorded products may take
@@ -61,6 +61,8 @@ class AnalysisPlan:
     examples: int = 0
     density_probes: int = 0
     batchnorm: tuple[str, ...] = ("eval", "batch")
+    parameters: tuple[str, ...] = ()
+    layers: bool = False
 
     def __post_init__(self) -> None:
         wrong = [
@@ -105,6 +107,7 @@ class Analysis(NamedTuple):
 
     eigenpairs: EigenPairs
     sharpness: dict[Case, EpsilonSharpness]
+    layers: LayerCurvature | None
 
 
 def measured_on(problem: Problem, examples: int) -> Problem:
@@ -139,12 +142,14 @@ def analyse(
 ) -> Analysis:
     """Top eigenpairs of the Hessian and every ε-sharpness at one place.
 
-    ``folder/eigenpairs.h5``, ``folder/density.h5`` (where asked for) and ``folder/sharpness.h5`` are written as each is
-    done, and read where they are there. While eigenpairs are sought, ``folder/eigenpairs.products.h5`` keeps every
-    product, 4·n bytes each in float32 and at most half of the free disk; killed, the search goes on after the last.
-    Eigenpairs that do not converge are stored as they are, with their flags.
+    ``folder/eigenpairs.h5``, ``folder/density.h5`` and ``folder/layers.h5`` (where asked for) and
+    ``folder/sharpness.h5`` are written as each is done, and read where they are there. While eigenpairs are sought,
+    ``folder/eigenpairs.products.h5`` keeps every product, 4·n bytes each in float32 and at most half of the free disk;
+    killed, the search goes on after the last. Eigenpairs that do not converge are stored as they are, with their flags.
     """
     products = folder / "eigenpairs.products.h5"
+    if plan.parameters:
+        objective, place = objective.restricted(plan.parameters, place)
 
     def sought() -> dict[str, EigenPairs]:
         plainly, k, progress = objective.replace(batchnorm="eval"), plan.eigenpairs, report(f"{title}eigenvalues")
@@ -155,6 +160,7 @@ def analyse(
     products.unlink(missing_ok=True)
     if plan.density_probes:
         stored(folder / "density.h5", lambda: _density(objective, place, plan, seed, report, title))
+    layers = _layers(objective, place, folder / "layers.h5", seed, report(f"{title}layers")) if plan.layers else None
 
     file, every = folder / "sharpness.h5", list(cases(plan, objective))
     done = store.load_all(file) if file.exists() else {}
@@ -163,7 +169,14 @@ def analyse(
             progress = report(f"{title}ε-sharpness {case.name}")
             done[case.name] = _sharpness(objective, place, plan, case, seed, progress)
             store.save(done, file)
-    return Analysis(pairs["eigenpairs"], {case: done[case.name] for case in every})
+    return Analysis(pairs["eigenpairs"], {case: done[case.name] for case in every}, layers)
+
+
+def _layers(objective: Objective, place: Any, file: Path, seed: int, progress: Progress) -> LayerCurvature:
+    plainly = objective.replace(batchnorm="eval")
+    begun = store.begin(file, {"layer_curvature": layer_template(plainly, place, seed=seed)})
+    with begun["layer_curvature"] as journal:
+        return layer_curvature(plainly, place, seed=seed, journal=journal, progress=progress)
 
 
 def _sharpness(
@@ -195,11 +208,21 @@ def resumed_eigenpairs(
 
     ``products`` is to be removed once they are stored.
     """
-    execution = recorded_plan(products)  # of a search that was killed: the same plan gives the same bits
-    operator = Hessian(objective.replace(kernels=execution.get("kernels")), place, replay=execution or "auto")
+    operator = resumed_hessian(objective, place, products)
+    return resumed_search(operator, k, products, progress, tolerance=tolerance, seed=seed)
+
+
+def resumed_hessian(objective: Objective, place: Any, products: Path) -> Hessian:
+    """The Hessian, by the plan of the search whose ``products`` are there, if any: the same plan, the same bits."""
+    execution = recorded_plan(products)
+    return Hessian(objective.replace(kernels=execution.get("kernels")), place, replay=execution or "auto")
+
+
+def resumed_search(operator: Hessian, k: int, products: Path, progress: Progress, **choices: Any) -> EigenPairs:
+    """``eigenpairs`` of an operator, with their flags where they did not converge, going on from ``products``."""
     with _journal(products, operator, default_products(k)) as journal:
         try:
-            return eigenpairs(operator, k, tolerance=tolerance, seed=seed, journal=journal, progress=progress)
+            return eigenpairs(operator, k, journal=journal, progress=progress, **choices)
         except NotConvergedError as error:
             return error.partial
 

@@ -13,8 +13,8 @@ from sharpness.checkpoints import Minimizer
 from sharpness.data import Data
 from sharpness.errors import ShapeError
 from sharpness.models import MODELS, build, initialised
-from sharpness.objective import Problem, cross_entropy
-from sharpness.random import normal
+from sharpness.objective import Problem, cross_entropy, usual_loss
+from sharpness.random import generator, normal
 from sharpness.recipes.analysis import AnalysisPlan
 from sharpness.training import TrainingPlan
 
@@ -128,10 +128,10 @@ class Experiment:
         ).to(dtype)
         sizes = (self.train_examples, self.test_examples)
         train, test = (
-            (_laid_out(inputs[: size or None].to(dtype)), targets[: size or None])
+            (_laid_out(inputs[: size or None], dtype), targets[: size or None])
             for (inputs, targets), size in zip((data.train, data.test), sizes, strict=True)
         )
-        return Problem(model, cross_entropy, train, test)
+        return Problem(model, usual_loss(train[1]), train, test)
 
     def warm_epochs(self, regime: str) -> int:
         """Epochs of another regime that lie before this one."""
@@ -154,8 +154,12 @@ def smoke(data: str, model: str, regimes: Mapping[str, TrainingPlan], **changes:
     return Experiment(data=data, model=model, regimes=regimes, **{**given, **changes})
 
 
-def _laid_out(inputs: torch.Tensor) -> torch.Tensor:
-    """Images with their channels last in memory, the order in which convolutions are faster on a CPU."""
+def _laid_out(inputs: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Inputs in ``dtype`` (whole numbers, as of characters, as they are), images with their channels last in memory.
+
+    In that order convolutions are faster on a CPU.
+    """
+    inputs = inputs.to(dtype) if inputs.is_floating_point() else inputs
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
@@ -177,15 +181,21 @@ def cpu_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-SHAPES = {"digits-mlp": (64,), "mlp": (64,), "keskar-f1": (784,), "keskar-f2": (60,)}
+SHAPES = {"digits-mlp": (64,), "mlp": (64,), "keskar-f1": (784,), "keskar-f2": (60,), "char-transformer": (64,)}
 """Of one input, for measuring cost; images of CIFAR where not said."""
+VOCABULARIES = {"char-transformer": 65}
+"""Of models that read characters and predict the next one."""
 
 
 def random_problem(model: str, examples: int, *, seed: int = 0) -> Problem:
     """A model of ``MODELS`` with random inputs and targets of its shape, for measuring cost."""
     if model not in MODELS:
         raise ShapeError(f"expected --model {', '.join(MODELS)}; got {model!r}")
-    shape = SHAPES.get(model, (3, 32, 32))
-    network = initialised(lambda: build(model, shape, 10), seed=seed)
+    shape, vocabulary = SHAPES.get(model, (3, 32, 32)), VOCABULARIES.get(model)
+    network = initialised(lambda: build(model, shape, vocabulary or 10), seed=seed)
+    if vocabulary:
+        draw = generator("random inputs", seed=seed)
+        text = torch.randint(vocabulary, (examples, shape[0] + 1), generator=draw)
+        return Problem(network, cross_entropy, (text[:, :-1], text[:, 1:]))
     inputs = normal(examples, *shape, key=("random inputs",), seed=seed)
     return Problem(network, cross_entropy, (inputs, torch.arange(examples) % 10))

@@ -35,9 +35,10 @@ from sharpness.objective import Objective
 from sharpness.objective.snapshot import POLICIES
 from sharpness.params import Point
 from sharpness.recipes.analysis import Report, measured_on, no_report, resumed_eigenpairs
-from sharpness.recipes.checkpoint import folder_names, open_checkpoint, point_of, problem_identity
+from sharpness.recipes.checkpoint import folder_names
 from sharpness.recipes.grids import resumed_line, resumed_plane, resumed_profiles
 from sharpness.recipes.run_folder import claim, stored
+from sharpness.recipes.source import Source
 from sharpness.records import AxisCurvature, LineLosses, PlaneLosses, ProfileLosses
 
 CURVES, PLANES = ("line", "arc", "bezier", "polygon"), ("random", "eigenvectors", "through", "trajectory")
@@ -152,8 +153,7 @@ def landscape(
     plan: LandscapePlan,
     *,
     convexity: bool = False,
-    problem: str | None = None,
-    data_dir: str | Path | None = None,
+    source: Source | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     report: Report = no_report,
@@ -169,8 +169,9 @@ def landscape(
     plan = plan.fitted(len(checkpoints))
     if convexity and plan.kind not in PLANES:
         raise ShapeError(f"expected convexity with a plane ({', '.join(PLANES)}); got it with {plan.kind}")
-    made, first = open_checkpoint(checkpoints[0], problem, data_dir)
-    others = (point_of(path, made, problem) for path in checkpoints[1:])
+    source = source or Source()
+    made, first = source.open(checkpoints[0])
+    others = (source.point(path, made) for path in checkpoints[1:])
     points = dict(zip(_labels(checkpoints), (first, *others), strict=True))
     objectives, _ = measured_on(made, plan.examples).objectives(device=device, dtype=dtype)
     for name, point in points.items():
@@ -181,7 +182,7 @@ def landscape(
             "command": "landscape",
             "theta": [point.sha256 for point in points.values()],
             "data": {split: objective.fingerprint for split, objective in objectives.items()},
-            "problem": problem_identity(problem),
+            "problem": source.identity,
             "plan": dataclasses.asdict(plan),
             "device": device,
             "dtype": str(dtype),

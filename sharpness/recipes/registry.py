@@ -16,10 +16,11 @@ from sharpness.errors import CheckpointError, SchemaError, ShapeError
 from sharpness.objective import Problem
 from sharpness.recipes import critics, keskar
 from sharpness.recipes.experiment import Experiment
+from sharpness.recipes.language import CHAR_LM
 from sharpness.recipes.recipe import Recipe
 from sharpness.recipes.small import DIGITS
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *keskar.RECIPES, *critics.RECIPES)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (DIGITS, *keskar.RECIPES, *critics.RECIPES, CHAR_LM)}
 
 
 def recipe_named(name: str, scale: str | None = None) -> Recipe:

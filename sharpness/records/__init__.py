@@ -14,6 +14,7 @@ from sharpness.records.measures import Comparison as Comparison
 from sharpness.records.measures import EigenPairs as EigenPairs
 from sharpness.records.measures import EpsilonSharpness as EpsilonSharpness
 from sharpness.records.measures import History as History
+from sharpness.records.measures import LayerCurvature as LayerCurvature
 from sharpness.records.measures import ProductCost as ProductCost
 from sharpness.records.measures import Rescaling as Rescaling
 from sharpness.records.measures import SpectralDensity as SpectralDensity
@@ -27,6 +28,7 @@ RECORDS = {
         EigenPairs,
         SpectralDensity,
         TraceEstimate,
+        LayerCurvature,
         EpsilonSharpness,
         LineLosses,
         ProfileLosses,

@@ -20,6 +20,8 @@ STATUS = "0 pending, 1 done, 2 not finite, 3 left out"
 BY_LBFGSB, BY_SIGN_ASCENT = (f"ε-sharpness by {how}, a lower bound" for how in ("L-BFGS-B", "sign ascent"))
 SLOPE, GRADIENT = "first-order part of the ε-sharpness", "gradient norm ‖g‖"
 WEIGHTS, DISTANCE = "weight norm ‖θ‖", "distance from the start ‖θ − θ₀‖"
+CERTIFIED = "residual within tolerance, and no missed pair found"
+TRACE, TRACE_ERROR = "trace of the Hessian", "standard error of the trace"
 
 
 def variable(*dims: str, unit: str = ONE, label: str, default: Any = dataclasses.MISSING) -> Any:

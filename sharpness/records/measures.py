@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from sharpness.records.fields import (
     BY_LBFGSB,
     BY_SIGN_ASCENT,
+    CERTIFIED,
     DISTANCE,
     FRACTION,
     GRADIENT,
@@ -18,6 +19,8 @@ from sharpness.records.fields import (
     PERCENT,
     SLOPE,
     STATUS,
+    TRACE,
+    TRACE_ERROR,
     WEIGHTS,
     conditions,
     setting,
@@ -103,6 +106,39 @@ class TraceEstimate:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class LayerCurvature:
+    """Curvature layer by layer: of the blocks on the diagonal of the Hessian, each of one layer's parameters alone."""
+
+    kind: ClassVar = "layer_curvature"
+    layer: np.ndarray = variable("layer", label="layer")
+    parameters: np.ndarray = variable("layer", label="parameters")
+    eigenvalue: np.ndarray = variable("layer", label="λmax of the layer's block")
+    residual: np.ndarray = variable("layer", label="residual of λmax")
+    converged: np.ndarray = variable("layer", label=CERTIFIED)
+    trace: np.ndarray = variable("layer", label="trace of the layer's block")
+    standard_error: np.ndarray = variable("layer", label="standard error of the trace, 0 where exact")
+    weight_norm: np.ndarray = variable("layer", label=WEIGHTS)
+    gradient_norm: np.ndarray = variable("layer", label=GRADIENT)
+    products: np.ndarray = variable("layer", label="products with the layer's block")
+    status: np.ndarray = variable("layer", label=STATUS)
+    tolerance: float = setting("converged where residual <= tolerance * largest eigenvalue magnitude found")
+    probes: int = setting("random vectors for each trace")
+    origin: str = setting("SHA-256 of θ")
+    seed: int = setting("seed of start and probe vectors")
+    conditions: Mapping[str, Any] = conditions()
+
+    @property
+    def mean_eigenvalue(self) -> np.ndarray:
+        """The mean of all eigenvalues of each block, trace / parameters."""
+        return np.asarray(self.trace) / np.asarray(self.parameters)
+
+    @property
+    def titles(self) -> list[str]:
+        """The layers as people read them: the model itself, whose dotted path is empty, by what it is."""
+        return [str(name) or "(the model itself)" for name in self.layer]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class EpsilonSharpness:
     """Keskar's ε-sharpness at one point for one ε and one space, beside what the paper could not compute.
 
@@ -134,7 +170,11 @@ class EpsilonSharpness:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Comparison:
-    """Small-batch against large-batch minimizers over seeds, everything side by side."""
+    """Small-batch against large-batch minimizers over seeds, everything side by side.
+
+    Of checkpoints from elsewhere a regime is a set of them; ``over`` says whether ``seed`` counts ``"pairs"``, one of
+    each set, or ``"checkpoints"`` that have nothing to do with each other. NaN stands for what is not known of them.
+    """
 
     kind: ClassVar = "comparison"
     regime: np.ndarray = variable("regime", label="batch size regime")
@@ -163,13 +203,30 @@ class Comparison:
     epochs: np.ndarray = variable("regime", "seed", label="epochs trained")
     batch_size: np.ndarray | None = variable("regime", label="examples in a mini-batch", default=None)
     warm_epochs: np.ndarray | None = variable("regime", label="epochs of another regime before", default=None)
+    trace: np.ndarray | None = variable("regime", "seed", label=TRACE, default=None)
+    trace_error: np.ndarray | None = variable("regime", "seed", label=TRACE_ERROR, default=None)
     recipe: str = setting("recipe")
+    over: str = setting("what a regime has several of", "seeds")
     conditions: Mapping[str, Any] = conditions()
+
+
+class AlongCurvature(NamedTuple):
+    """What a trajectory holds where curvature was asked for: arrays (pair, epoch), and (epoch) of the trace."""
+
+    eigenvalues: np.ndarray
+    residuals: np.ndarray
+    converged: np.ndarray
+    trace: np.ndarray
+    trace_error: np.ndarray
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trajectory:
-    """Loss, accuracy and ε-sharpness at iterates of one training run."""
+    """Loss, accuracy, ε-sharpness and, where asked for, curvature at iterates of one training run, in their order.
+
+    ``epoch`` holds the number of each iterate, and ``counts`` says what it counts: ``"epoch"``, ``"step"``, or
+    ``"file"``, the files themselves.
+    """
 
     kind: ClassVar = "trajectory"
     split: np.ndarray = variable("split", label="data set")
@@ -183,10 +240,31 @@ class Trajectory:
     weight_norm: np.ndarray = variable("epoch", label=WEIGHTS)
     distance: np.ndarray = variable("epoch", label=DISTANCE)
     status: np.ndarray = variable("epoch", label=STATUS)
+    checkpoint: np.ndarray | None = variable("epoch", label="checkpoint", default=None)
+    pair: np.ndarray | None = variable("pair", label="eigenvalue number", default=None)
+    eigenvalues: np.ndarray | None = variable("pair", "epoch", label="eigenvalue", default=None)
+    residuals: np.ndarray | None = variable(
+        "pair", "epoch", label="residual, checked by an exact product", default=None
+    )
+    converged: np.ndarray | None = variable("pair", "epoch", label=CERTIFIED, default=None)
+    products: np.ndarray | None = variable("epoch", label="products until the eigenvalues are certified", default=None)
+    trace: np.ndarray | None = variable("epoch", label=TRACE, default=None)
+    trace_error: np.ndarray | None = variable("epoch", label=TRACE_ERROR, default=None)
+    edge: np.ndarray | None = variable("epoch", label="λmax beyond which full-batch descent is unstable", default=None)
     epsilon: float = setting("relative half-width ε of the box, full space")
     batchnorm: str = setting("treatment of batch-norm statistics")
     iterations: int = setting("iteration limit of the maximisers")
+    counts: str = setting("what the numbers of the iterates count", "epoch")
     conditions: Mapping[str, Any] = conditions()
+
+    @property
+    def curvature(self) -> AlongCurvature | None:
+        """Eigenvalues and trace, where they were asked for."""
+        if self.eigenvalues is None or self.residuals is None or self.converged is None:
+            return None
+        if self.trace is None or self.trace_error is None:
+            return None
+        return AlongCurvature(self.eigenvalues, self.residuals, self.converged, self.trace, self.trace_error)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

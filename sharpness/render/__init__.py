@@ -2,12 +2,14 @@
 
 ``draw`` puts one record on an axes, ``draw_figure`` several of one kind side by side, ``save_figure`` writes files;
 ``draw_surfaces`` draws planes in three dimensions, ``save_animation`` a training run that moves over its plane;
-``comparison_table`` gives the numbers of a comparison, ``save_table`` writes them for people and for programs,
-``draw_table`` makes a figure of them. ``draw_paper`` draws what published work shows from finished runs.
+``comparison_table`` gives the numbers of a comparison and ``differences_table`` its statistics; ``save_table`` writes
+them for people and for programs, ``draw_table`` makes a figure of them. ``draw_paper`` draws what published work shows
+from finished runs.
 """
 
 from sharpness.render.animation import MOVING, save_animation
 from sharpness.render.comparison import draw_table
+from sharpness.render.differences import differences_table
 from sharpness.render.figures import draw, draw_figure
 from sharpness.render.files import save_figure
 from sharpness.render.folder import FORMATS, draw_file, draw_folder
@@ -22,6 +24,7 @@ __all__ = [
     "PAPER",
     "Table",
     "comparison_table",
+    "differences_table",
     "draw",
     "draw_figure",
     "draw_file",

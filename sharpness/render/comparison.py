@@ -73,7 +73,7 @@ def _draw_eigenvalues(record: Comparison, ax: Axes, family: Sequence[Comparison]
     ax.set(xlabel=axis_label(record, "pair"), ylabel=axis_label(record, "eigenvalues"))
     count_axis(ax)
     policy = policy_text(record.conditions.get("batchnorm"))
-    set_caption(ax, "lines: means over seeds", f"bars: {axis_label(record, 'residuals')}", policy, width=48)
+    set_caption(ax, f"lines: means over {_each(record)}", f"bars: {axis_label(record, 'residuals')}", policy, width=48)
 
 
 def _draw_sharpness(record: Comparison, ax: Axes, family: Sequence[Comparison]) -> None:
@@ -91,7 +91,14 @@ def _draw_sharpness(record: Comparison, ax: Axes, family: Sequence[Comparison]) 
     set_scale(ax, "x", pooled(member.sharpness for member in family), beyond=0)
     ax.set_xlabel(axis_label(record, "sharpness"))
     _name_lines(ax, lines)
-    set_caption(ax, "bars: mean ± std over seeds", "dots: single seeds", smoke_text(record.conditions), width=48)
+    each = _each(record)
+    bars, dots = f"bars: mean ± std over {each}", f"dots: single {each}"
+    set_caption(ax, bars, dots, smoke_text(record.conditions), width=48)
+
+
+def _each(record: Comparison) -> str:
+    """What a regime has several of."""
+    return "seeds" if record.over == "seeds" else "checkpoints"
 
 
 def _lines(record: Comparison) -> list[tuple[str, Case | None]]:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from sharpness import store
 from sharpness.errors import SchemaError
-from sharpness.records import Comparison, EigenPairs, EpsilonSharpness, PlaneLosses
+from sharpness.records import Comparison, EigenPairs, EpsilonSharpness, PlaneLosses, TraceEstimate
 from sharpness.render.animation import MOVING, has_walk, save_animation
 from sharpness.render.comparison import MOST, draw_table
+from sharpness.render.differences import differences_table
 from sharpness.render.figures import draw_figure
 from sharpness.render.files import save_figure
 from sharpness.render.summary import REGIMES, comparison_table
@@ -25,8 +26,9 @@ def draw_folder(folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
 
     Files of one name in sibling folders become panels of one figure, titled by their folders: ``seed-0/SB/plane.h5``
     and ``seed-0/LB/plane.h5`` give ``seed-0-plane``, with equal axes and levels. A comparison gives its figure, unless
-    it has more regimes than colours can tell apart, and its table, as a figure and as Markdown, CSV and LaTeX; beside
-    one, the eigenvalues that it summarises are not drawn again one by one. Single sharpnesses, of which a run holds
+    it has more regimes than colours can tell apart, and its table, as a figure and as Markdown, CSV and LaTeX, and
+    one of saved checkpoints its statistics; beside one, the eigenvalues and traces that it summarises are not drawn
+    again one by one. Single sharpnesses, of which a run holds
     many, are drawn by ``draw_file`` alone, and so are the members of a family that would be more than 24 panels.
 
     Planes are drawn as contours and, as ``…-surface``, in three dimensions. Of the formats, ``"gif"`` and ``"mp4"``
@@ -63,7 +65,7 @@ def families(folder: Path) -> list[Family]:
     if not files:
         raise SchemaError(f"expected results (.h5 files) in {folder}; there are none")
     compared = any(isinstance(record, Comparison) for records in files.values() for record in records.values())
-    summarised = (EpsilonSharpness, EigenPairs) if compared else EpsilonSharpness
+    summarised = (EpsilonSharpness, EigenPairs, TraceEstimate) if compared else EpsilonSharpness
     grouped: dict[tuple[str, bool], dict[str, tuple[Any, Path]]] = {}
     for path, records in files.items():
         for name, record in records.items():
@@ -105,6 +107,8 @@ def _draw_family(family: dict[str, Any], stem: Path, formats: Sequence[str]) -> 
             table = stem.with_name("table")
             written += save_figure(draw_table(record), table, still)
             written += save_table(comparison_table(record), table)
+            if record.over != "seeds":
+                written += save_table(differences_table(record), stem.with_name("differences"))
         if has_walk(record):
             own = f"{stem.name}-{name}" if name else stem.name
             written += [save_animation(record, stem.with_name(f"{own}.{e}")) for e in formats if e in MOVING]

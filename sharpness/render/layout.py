@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
 from sharpness.errors import ShapeError
 from sharpness.render.style import CAPTION, COLUMN, GREY, joined
@@ -61,12 +62,30 @@ def divided(ax: Axes) -> tuple[Axes, Axes]:
     Raises:
         ShapeError: ``ax`` does not stand in a grid.
     """
-    place = ax.get_subplotspec()
-    if place is None:
-        raise ShapeError("expected an axes made by subplots(), whose place can be divided in two; got one without")
-    halves = place.subgridspec(1, 2)
+    halves = _place(ax).subgridspec(1, 2)
     ax.set_subplotspec(halves[0])
     return ax, ax.figure.add_subplot(halves[1])
+
+
+def stacked(ax: Axes, count: int) -> list[Axes]:
+    """So many axes in the place of one, one below the other with one horizontal axis; the first is ``ax`` itself.
+
+    Raises:
+        ShapeError: ``ax`` does not stand in a grid.
+    """
+    places = _place(ax).subgridspec(count, 1)
+    ax.set_subplotspec(places[0])
+    below = [ax.figure.add_subplot(places[number], sharex=ax) for number in range(1, count)]
+    for panel in (ax, *below[:-1]):
+        panel.tick_params("x", which="both", labelbottom=False)
+    return [ax, *below]
+
+
+def _place(ax: Axes) -> SubplotSpec:
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ShapeError("expected an axes made by subplots(), whose place can be divided; got one without")
+    return place
 
 
 def set_figure_caption(figure: Figure, parts: Iterable[str]) -> None:

@@ -63,11 +63,10 @@ def effort_text(plan: Mapping[str, Any]) -> str:
 def condition_notes(record: Comparison) -> list[str]:
     """What was run and measured, and what did not come out as it should."""
     known = record.conditions
-    scale = f"{record.recipe}: {scale_text(known)}, {counted(record.seed.size, 'trial')}"
     return [
         sentence
         for sentence in (
-            "; ".join([scale, *training_facts(known)]) + ".",
+            "; ".join([_what_ran(record), *training_facts(known)]) + ".",
             _measured(record),
             *failures(record),
             f"{record.recipe}: {SMOKE}." if known.get("scale") == "smoke" else "",
@@ -76,13 +75,24 @@ def condition_notes(record: Comparison) -> list[str]:
     ]
 
 
+def _what_ran(record: Comparison) -> str:
+    if record.over == "seeds":
+        return f"{record.recipe}: {scale_text(record.conditions)}, {counted(record.seed.size, 'trial')}"
+    sets = record.conditions.get("checkpoints", {})
+    sizes = " and ".join(f"{len(names)} of {name}" for name, names in sets.items())
+    return f"{record.recipe}: saved checkpoints, {sizes}, " + ("in pairs" if record.over == "pairs" else "not paired")
+
+
 def failures(record: Comparison) -> Iterator[str]:
     """What did not converge, by regime, what diverged, and whether a probe found a missed eigenpair."""
     converged = np.asarray(record.converged, dtype=bool) | np.isnan(record.eigenvalues)
-    for regime, flags in zip(record.regime, converged, strict=True):
+    for regime, flags, values in zip(record.regime, converged, record.eigenvalues, strict=True):
         failed = int((~flags).any(axis=1).sum())
         if failed:
-            number = f"{failed} of {counted(record.seed.size, 'trial')}"
+            several = (record.seed.size, "trial")
+            if record.over != "seeds":  # sets may be of different sizes
+                several = (int((~np.isnan(values)).any(axis=1).sum()), "checkpoint")
+            number = f"{failed} of {counted(*several)}"
             yield f"{record.recipe}, {regime}: eigenvalues that did not converge in {number}."
     if diverged := record.conditions.get("diverged"):
         yield f"{record.recipe}: training diverged, and nothing was measured, in {'; '.join(diverged)}."

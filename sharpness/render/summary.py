@@ -103,7 +103,7 @@ def regimes_table(comparison: Comparison) -> Table:
         if values is not None and np.any(values):
             columns[name] = [int(value) for value in values]
     for quantity, values in quantities(comparison):
-        columns[quantity] = [over_seeds(row) for row in values]
+        columns[quantity] = [_summary(comparison, row) for row in values]
         if quantity == "λmax":
             columns["certificate of λmax"] = [certified(comparison, row).certificate for row in range(len(values))]
     rows = list(zip(*columns.values(), strict=True))
@@ -111,13 +111,18 @@ def regimes_table(comparison: Comparison) -> Table:
 
 
 def quantities(record: Comparison) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and values of shape (regime, seed) of everything that was measured."""
+    """Name and values of shape (regime, seed) of everything that was measured.
+
+    Of checkpoints from elsewhere the start and the epoch may not be known.
+    """
     for index, split in enumerate(record.split):
         yield f"{split} {axis_label(record, 'loss')}", record.loss[:, :, index]
     for index, split in enumerate(record.split):
         yield f"{split} {axis_label(record, 'accuracy')} (%)", 100 * record.accuracy[:, :, index]
     if record.pair.size:
         yield "λmax", record.eigenvalues[:, :, 0]
+    if record.trace is not None:
+        yield axis_label(record, "trace"), record.trace
     for index, batchnorm in enumerate(record.batchnorm):
         policy = "" if str(batchnorm) == "none" else f", batch norm: {batchnorm}"
         yield axis_label(record, "gradient_norm") + policy, record.gradient_norm[:, :, index]
@@ -125,7 +130,9 @@ def quantities(record: Comparison) -> Iterator[tuple[str, np.ndarray]]:
         choices = ", ".join(text for text in case_texts(record, case).values() if text)
         yield f"ε-sharpness (%), {choices}", record.sharpness[:, :, *case]
     for name in ("distance", "weight_norm", "epochs"):
-        yield axis_label(record, name), np.asarray(getattr(record, name))
+        values = np.asarray(getattr(record, name))
+        if record.over == "seeds" or not np.isnan(values).all():
+            yield axis_label(record, name), values
 
 
 def certified(record: Comparison, regime: int) -> Certified:
@@ -133,7 +140,7 @@ def certified(record: Comparison, regime: int) -> Certified:
     values = record.eigenvalues[regime, :, 0]
     known = ~np.isnan(values)
     failed = int(np.sum(np.asarray(record.converged)[regime, known, 0] == 0))
-    return Certified(over_seeds(values), float(np.max(record.residuals[regime, known, 0], initial=0.0)), failed)
+    return Certified(_summary(record, values), float(np.max(record.residuals[regime, known, 0], initial=0.0)), failed)
 
 
 def _against(record: Comparison) -> Iterator[tuple[str, Summary | Certified, Summary | Certified, Ratio]]:
@@ -145,12 +152,18 @@ def _against(record: Comparison) -> Iterator[tuple[str, Summary | Certified, Sum
         )
     small, large = (names.index(regime) for regime in REGIMES)
     for quantity, values in quantities(record):
-        left, right = over_seeds(values[small]), over_seeds(values[large])
+        left, right = (_summary(record, values[regime]) for regime in (small, large))
         if quantity == "λmax":
             yield quantity, certified(record, small), certified(record, large), ratio_of(left, right)
         else:
             yield quantity, left, right, ratio_of(left, right)
 
 
+def _summary(record: Comparison, values: np.ndarray) -> Summary:
+    """Over seeds, of which a regime may have diverged in some; a set of checkpoints has those that it has."""
+    return over_seeds(values if record.over == "seeds" else values[~np.isnan(values)])
+
+
 def _title(record: Comparison) -> str:
-    return f"{record.recipe}: mean ± sample standard deviation over {record.seed.size} seeds"
+    over = "of each set" if record.over == "checkpoints" else f"over {record.seed.size} {record.over}"
+    return f"{record.recipe}: mean ± sample standard deviation {over}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sharpness.records import ONE, Comparison, EigenPairs, EpsilonSharpness, Variable, variables
+from sharpness.records import ONE, Comparison, EigenPairs, EpsilonSharpness, TraceEstimate, Variable, variables
 from sharpness.render.cells import MISSING, Cell
 from sharpness.render.summary import quantities
 from sharpness.render.tables import Table
@@ -85,9 +85,16 @@ def eigenvalue_overview(found: Sequence[tuple[str, EigenPairs]]) -> Table:
     return Table("every eigenvalue; one of the Hessian's lies within its residual", head, rows)
 
 
+def trace_overview(found: Sequence[tuple[str, TraceEstimate]]) -> Table:
+    """Every trace in one row, by the folder of its minimizer."""
+    rows = [(place, trace.value, trace.standard_error, trace.sample.size) for place, trace in found]
+    return Table("every trace, by Hutchinson's estimator", ("minimizer", "trace", "standard error", "vectors"), rows)
+
+
 OVERVIEWS: dict[str, tuple[str, Callable[[Any], Table]]] = {
     "epsilon_sharpness": ("ε-sharpness", sharpness_overview),
     "eigenpairs": ("Eigenvalues", eigenvalue_overview),
+    "trace": ("Traces", trace_overview),
 }
 
 
@@ -97,9 +104,10 @@ class _Column(NamedTuple):
 
 
 def _of_every_seed(record: Comparison) -> Table:
-    trials = [f"{regime}, seed {seed}" for regime in record.regime for seed in record.seed]
+    one = record.over.removesuffix("s")
+    trials = [f"{regime}, {one} {seed}" for regime in record.regime for seed in record.seed]
     rows = [(name, *(_cell(value) for value in values.ravel())) for name, values in quantities(record)]
-    return Table("every seed", ("quantity", *trials), rows)
+    return Table(f"every {one}", ("quantity", *trials), rows)
 
 
 def _single(found: Iterable[Variable]) -> Table:

@@ -13,6 +13,7 @@ from sharpness.files import write_atomically
 from sharpness.progress import Progress, silent
 from sharpness.records import Comparison, PlaneLosses
 from sharpness.render import comparison_table, draw_figure
+from sharpness.render.differences import differences_table
 from sharpness.render.folder import Family, families, fits_a_figure
 from sharpness.render.tables import Table
 from sharpness.report.inline import inline_svg
@@ -97,7 +98,9 @@ class Section(NamedTuple):
 def _drawn(family: Family, folder: Path) -> Section:
     """Records that share a figure."""
     records = family.records
-    tables = [_upright(comparison_table(record)) for record in records.values() if isinstance(record, Comparison)]
+    compared = [record for record in records.values() if isinstance(record, Comparison)]
+    tables = [_upright(comparison_table(record)) for record in compared]
+    tables += [differences_table(record) for record in compared if record.over != "seeds"]
     places = {panel: file.relative_to(folder) for panel, file in family.files.items()}
     entries = [_entry(panel or family.stem, record, places[panel]) for panel, record in records.items()]
     figure, undrawn = _figure(family)

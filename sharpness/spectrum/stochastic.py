@@ -9,7 +9,7 @@ from sharpness.errors import ShapeError
 from sharpness.operators import SymmetricOperator
 from sharpness.progress import Progress, silent
 from sharpness.random import generator, normal
-from sharpness.records import SpectralDensity, TraceEstimate
+from sharpness.records import EigenPairs, SpectralDensity, TraceEstimate
 from sharpness.spectrum.lanczos import KrylovBasis
 
 GRID_POINTS = 1001
@@ -85,18 +85,28 @@ def spectral_density(
 
 
 def trace(
-    operator: SymmetricOperator, *, samples: int = 100, seed: int = 0, progress: Progress = silent
+    operator: SymmetricOperator,
+    *,
+    samples: int = 100,
+    pairs: EigenPairs | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> TraceEstimate:
     """tr A by Hutchinson's estimator: the mean of vᵀAv over random vectors v of ±1, with its standard error.
+
+    Where pairs (λᵢ, uᵢ) of A are known, tr A = Σ λᵢ + tr PAP with P = I − Σ uᵢuᵢᵀ, and only the second part is
+    estimated. That holds for any orthonormal uᵢ, converged or not, if λᵢ = uᵢᵀAuᵢ; the standard error falls with every
+    large eigenvalue among them: with the top 10 of a layer of a classifier of 10 classes, to a fourth.
 
     Args:
         operator: A, of shape (n, n).
         samples: vectors; one product each.
+        pairs: of A, with their vectors, as ``eigenpairs`` returns them.
         seed: of the vectors, drawn on the CPU.
         progress: called with the products used.
 
     Raises:
-        ShapeError: samples < 2, which would leave no standard error.
+        ShapeError: samples < 2, which would leave no standard error, or pairs without vectors or of another matrix.
 
     Example (exact for a diagonal matrix):
         >>> from sharpness.operators import Dense
@@ -106,11 +116,14 @@ def trace(
     """
     if samples < 2:
         raise ShapeError(f"expected samples >= 2, for a standard error; got {samples}")
+    n = operator.shape[0]
+    known, certain = _known(pairs, operator)
     values = np.empty(samples)
     for sample in range(samples):
-        bits = torch.randint(0, 2, (operator.shape[0],), generator=generator("trace", sample, seed=seed))
+        bits = torch.randint(0, 2, (n,), generator=generator("trace", sample, seed=seed))
         vector = (2 * bits - 1).to(device=operator.device, dtype=operator.dtype)
-        values[sample] = float((vector.double() * (operator @ vector).double()).sum())
+        vector -= known @ (known.T @ vector)
+        values[sample] = certain + float((vector.double() * (operator @ vector).double()).sum())
         progress(sample + 1, samples, f"trace {values[: sample + 1].mean():.4g}")
     return TraceEstimate(
         sample=np.arange(samples),
@@ -118,8 +131,22 @@ def trace(
         value=float(values.mean()),
         standard_error=float(values.std(ddof=1) / np.sqrt(samples)),
         seed=seed,
-        conditions=operator.conditions,
+        conditions={**operator.conditions, "known_pairs": known.shape[1]},
     )
+
+
+def _known(pairs: EigenPairs | None, operator: SymmetricOperator) -> tuple[torch.Tensor, float]:
+    """The vectors of the pairs as columns, and the sum of their values."""
+    n = operator.shape[0]
+    if pairs is None:
+        return torch.zeros(n, 0, device=operator.device, dtype=operator.dtype), 0.0
+    if not isinstance(pairs.vectors, torch.Tensor) or pairs.vectors.shape != (n, len(pairs.eigenvalues)):
+        got = tuple(pairs.vectors.shape) if isinstance(pairs.vectors, torch.Tensor) else "none"
+        raise ShapeError(
+            f"expected pairs with vectors of shape ({n}, {len(pairs.eigenvalues)}), as eigenpairs of this matrix "
+            f"returns them (files hold none); got {got}"
+        )
+    return pairs.vectors.to(device=operator.device, dtype=operator.dtype), float(pairs.eigenvalues.sum())
 
 
 def _smoothed(grid: np.ndarray, nodes: np.ndarray, weights: np.ndarray, sigma: float) -> np.ndarray:
