@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sharpness.objective import Objective as Objective
     from sharpness.objective import Problem as Problem
     from sharpness.objective import cross_entropy as cross_entropy
+    from sharpness.objective import squared_error as squared_error
     from sharpness.operators import Dense as Dense
     from sharpness.operators import Fisher as Fisher
     from sharpness.operators import GaussNewton as GaussNewton
@@ -76,6 +77,7 @@ _HOME = {
     "Objective": "objective",
     "Problem": "objective",
     "cross_entropy": "objective",
+    "squared_error": "objective",
     "Dense": "operators",
     "Fisher": "operators",
     "GaussNewton": "operators",

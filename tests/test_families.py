@@ -92,10 +92,9 @@ def off(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_the_reference_is_the_slope_of_its_gradient(family):
-    direction = randn(len(family.reference.theta), key="direction")
-    assert (
-        off(family.reference.slope(direction), family.reference.matrix @ direction) < 1e-6
-    )  # of differences over 1e-6
+    reference = family.reference
+    direction = randn(len(reference.theta), key="direction")
+    assert off(reference.slope(direction), reference.matrix @ direction) < 1e-6  # as the differences are over
 
 
 def test_value_gradient_and_products_in_float64_are_the_dense_ones(family):

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Foreign, SmallRun, invoke, network_state, refused, results
+from command_line import Foreign, invoke, network_state, refused, results
 from test_render import texts, trajectory
 from test_resume import KILLED, disturbed
 from torch import nn
 
 import sharpness as sh
 from sharpness import store
-from sharpness.checkpoints import Minimizer, load_minimizer
+from sharpness.checkpoints import Minimizer
 from sharpness.operators import Hessian
 from sharpness.recipes import AnalysisPlan, Source, follow_checkpoints
 from sharpness.recipes.curvature import curvature
@@ -71,11 +71,12 @@ def test_steps_in_the_files_order_them(tmp_path: Path) -> None:
     assert found.origin == "as the files say"
 
 
-def test_epochs_of_minimizers_order_them(small_run: SmallRun, tmp_path: Path) -> None:
-    end, paths = load_minimizer(small_run.out / "seed-0/SB/minimizer.safetensors"), []
-    for number, epochs in enumerate((9, 2, 4)):
-        iterate = dataclasses.replace(end, metadata={**end.metadata, "epochs": epochs})
-        paths.append(iterate.save(tmp_path / f"{number}.safetensors"))
+def minimizer(path: Path, **metadata: Any) -> Path:
+    return Minimizer({"weight": torch.ones(2)}, {}, metadata).save(path)
+
+
+def test_epochs_of_minimizers_order_them(tmp_path: Path) -> None:
+    paths = [minimizer(tmp_path / f"{number}.safetensors", epochs=epochs) for number, epochs in enumerate((9, 2, 4))]
     found = in_order(paths)
     assert (found.numbers, found.counts) == ([2, 4, 9], "epoch")
     assert found.files == [paths[1], paths[2], paths[0]]
@@ -221,26 +222,20 @@ def test_a_checkpoint_that_is_not_finite_is_a_gap(foreign: Foreign, tmp_path: Pa
     assert any("not finite at 1 of 3" in text for text in texts(draw(record).figure))
 
 
-def test_minimizers_of_other_data_or_models_are_refused(small_run: SmallRun, tmp_path: Path) -> None:
-    end = load_minimizer(small_run.out / "seed-0/SB/minimizer.safetensors")
-
-    def another(name: str, **changes: Any) -> Path:
-        metadata = {**end.metadata, **changes.pop("about", {})}
-        metadata["parameters"] = {**metadata["parameters"], **changes}
-        return Minimizer(end.parameters, end.buffers, metadata).save(tmp_path / f"{name}.safetensors")
-
-    same = another("1")
-    options = (*QUICK, "--out", tmp_path / "out")
-    for number, (changes, parts) in enumerate(
-        (
-            ({"train_examples": 100}, ["train_examples (0 and 100)"]),
-            ({"about": {"data": "5"}}, ["fingerprint of the data"]),
-            ({"model": "mlp"}, ["model ('digits-mlp' and 'mlp')"]),
-        ),
-        2,
-    ):
-        ended = invoke("trajectory", same, another(str(number), **changes), *options)
-        assert refused(ended, 2, "one model and the same data", *parts)
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"data": "5"}, "fingerprint of the data ('4' and '5')"),
+        ({"parameters": {"model": "mlp", "train_examples": 100}}, "train_examples (0 and 100)"),
+        ({"parameters": {"model": "keskar-f1", "train_examples": 0}}, "model ('mlp' and 'keskar-f1')"),
+    ],
+)
+def test_minimizers_of_other_data_or_models_are_refused(changes: dict[str, Any], part: str, tmp_path: Path) -> None:
+    about = {"epochs": 1, "data": "4", "parameters": {"model": "mlp", "train_examples": 0}}
+    first = minimizer(tmp_path / "1.safetensors", **about)
+    second = minimizer(tmp_path / "2.safetensors", **about | {"epochs": 2} | changes)
+    ended = invoke("trajectory", first, second, *QUICK, "--out", tmp_path / "out")
+    assert refused(ended, 2, "one model and the same data", part)
     assert not (tmp_path / "out").exists()
 
 
@@ -258,16 +253,16 @@ def test_killed_it_goes_on_and_ends_with_the_same_bits(foreign: Foreign, tmp_pat
         ["flush", "trajectory.h5", 2, "SIGKILL"],  # the values are written, the status not
         ["unlink", "000000.eigenvectors.safetensors", 1, "SIGKILL"],  # no longer needed
         ["flush", "trajectory.h5", 2, "SIGKILL"],
-        None,
+        ["nothing"],
     ]
     *ends, last = disturbed(troubles, *command, "--out", tmp_path / "killed")
     assert [end.code for end in ends] == [KILLED] * len(ends), ends
     assert last.code == 0, last
-    (whole,) = disturbed([None], *command, "--out", tmp_path / "whole")
+    (whole,) = disturbed([["nothing"]], *command, "--out", tmp_path / "whole")
     assert whole.code == 0, whole
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     kept = {path.name for path in (tmp_path / "killed").iterdir()}
-    assert kept == {"run.json", "trajectory.h5", "figures"}
+    assert kept == {"run.json", "trajectory.h5"}
 
 
 def test_another_configuration_is_refused_in_the_same_folder(foreign: Foreign, tmp_path: Path) -> None:

@@ -125,9 +125,7 @@ def _looks_like(found: Mismatch, fitting: Mapping[str, str]) -> str:
     if not fitting:
         return "It looks like another model: no tensor of the file has a place in this one."
     if any(own.shape == given.shape for own, given in found.reshaped.values()):
-        return (
-            "It looks like a file with numbers of another kind, quantised or sparse: save plain floats."
-        )
+        return "It looks like a file with numbers of another kind, quantised or sparse: save plain floats."
     if any("lora_" in name for name in found.unexpected):
         return "It looks like a model with LoRA adapters: wrap this one as it was wrapped in training (peft)."
     if found.missing or found.unexpected or not layers:

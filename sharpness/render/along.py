@@ -76,12 +76,11 @@ def _draw_eigenvalues(record: Trajectory, ax: Axes, family: Sequence[Trajectory]
         columns = zip(found.eigenvalues, found.residuals, found.converged, strict=True)
         names = ["λ1", f"λ2 to λ{len(found.eigenvalues)}".replace("λ2 to λ2", "λ2")]
         for row, (value, residual, converged) in enumerate(columns):
-            look: dict[str, Any] = {"color": SKY if row else BLUE, "zorder": 2 if row else 3}
-            values, name = holes(value, record.status), names[row] if row < 2 else f"_λ{row + 1}"
-            ax.plot(record.epoch, values, linewidth=0.6 if row else 0.9, **look)
-            known = ~np.ma.getmaskarray(values)
+            values, color = holes(value, record.status), SKY if row else BLUE
+            ax.plot(record.epoch, values, color=color, linewidth=0.6 if row else 0.9)
+            known, name = ~np.ma.getmaskarray(values), names[row] if row < 2 else f"_λ{row + 1}"
             certificate = residual[known], converged[known]
-            draw_certified(ax, record.epoch[known], values[known], *certificate, marker="o", label=name, **look)
+            draw_certified(ax, record.epoch[known], values[known], *certificate, color=color, marker="o", label=name)
         ax.set_ylabel("λmax" if len(found.eigenvalues) == 1 else axis_label(record, "eigenvalues"))
     if record.edge is not None:
         ax.plot(record.epoch, record.edge, color=GREY, linestyle="--", linewidth=0.8, label="edge of stability")
