@@ -154,7 +154,7 @@ def _of_two(a: np.ndarray, b: np.ndarray) -> tuple[Interval, float]:
 
 
 def _exponential(logarithms: Interval) -> Interval:
-    return Interval(*(math.exp(end) if end < LARGEST else math.inf for end in logarithms))
+    return Interval(*(math.inf if end > LARGEST else math.exp(end) for end in logarithms))
 
 
 def _student(mean: float, error: float, freedom: float) -> tuple[Interval, float]:

@@ -129,7 +129,7 @@ def test_the_names_in_theta_are_the_callers_without_those_of_wrappers_around_the
 
 def test_the_largest_and_smallest_eigenvalues_are_those_of_the_dense_hessian(family):
     hessian, matrix = family.analysed[2], family.reference.matrix
-    pairs = eigenpairs(hessian, 3, which="both", tolerance=1e-7)
+    pairs = eigenpairs(hessian, 3, which="both", tolerance=1e-5)
     spectrum = np.linalg.eigvalsh(matrix.numpy())[::-1]
     expected = np.concatenate([spectrum[:3], spectrum[-3:]])
     rounding = EXACT * np.abs(spectrum).max()
@@ -150,7 +150,7 @@ def save_plainly(module: nn.Module, path: Any) -> None:
 def test_a_saved_state_loaded_into_another_model_gives_the_same_point_and_value(family, save, file, tmp_path):
     first, second = family.case(), family.case(seed=1)
     objective, theta = family.objective(first)
-    assert not torch.equal(family.objective(second)[1], theta)
+    assert not same(state_of(second.model), state_of(first.model))
     save(first.model, str(tmp_path / file))
     load_state(second.model, load_checkpoint(tmp_path / file), file)
     again, loaded = family.objective(second)
@@ -242,6 +242,7 @@ def settings() -> tuple[Any, ...]:
     )
 
 
+FAILURES = (1, 8, 17)  # calls of the model: where f is made, at a value or gradient, where it is linearised
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)
 
 
@@ -284,13 +285,11 @@ def test_the_callers_model_gradients_modes_settings_and_random_state_stay(family
     case, traces = restless(family, hook := Restless())
     analyse(family, case)
     traces.check()
-    assert hook.calls > 10
+    assert hook.calls > max(FAILURES)
 
 
 def test_they_stay_after_an_error_as_well(family):
-    case, _ = restless(family, counting := Restless())
-    analyse(family, case)
-    for fails_at in (1, counting.calls // 2, counting.calls):
+    for fails_at in FAILURES:
         case, traces = restless(family, hook := Restless(fails_at))
         with pytest.raises(InterruptedError):
             analyse(family, case)
