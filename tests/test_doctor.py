@@ -201,6 +201,13 @@ def test_what_kinks_do_not_explain_fails() -> None:
     assert examined(net(Steep()), dtype=torch.float64)[FLOAT64].outcome == "ok"
 
 
+def test_differences_that_settle_at_nothing_prove_nothing() -> None:
+    square = Apply(lambda x: (x + 1e6) ** 2 - 1e12 - 2e6 * x)  # x², of which float64 has four digits left
+    checks = examined(net(square))
+    assert {FLOAT64: "fails", GRADIENT: "note", COLUMNS: "note"}.items() <= wrong(checks).items()
+    assert "settle at nothing" in checks[COLUMNS].cause
+
+
 def test_a_point_exactly_on_kinks_is_not_taken_for_a_wrong_derivative() -> None:
     model = net(nn.Linear(8, 8), nn.ReLU())
     nn.init.zeros_(model[1].weight)
@@ -377,7 +384,7 @@ class Language(nn.Module):
         return type("Output", (dict,), {"logits": logits})(loss=loss)
 
 
-@pytest.mark.parametrize(("shift", "outcome"), [(1, "ok"), (2, "note")])
+@pytest.mark.parametrize(("shift", "outcome"), [(1, "ok"), (2, "note"), (0, "note")])
 def test_the_loss_of_a_language_model_is_compared_with_guessing(shift: int, outcome: str) -> None:
     tokens = (torch.arange(8) + torch.arange(6)[:, None]) % 5
     batches = [{"input_ids": tokens, "labels": tokens}]

@@ -242,7 +242,7 @@ def settings() -> tuple[Any, ...]:
     )
 
 
-FAILURES = (1, 8, 17)  # calls of the model: where f is made, at a value or gradient, where it is linearised
+FAILURES = (1, 15, 18, 22)  # calls of the model: where f is made, of a value, of a gradient, where it is linearised
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch._dynamo.OptimizedModule)
 
 
@@ -285,7 +285,7 @@ def test_the_callers_model_gradients_modes_settings_and_random_state_stay(family
     case, traces = restless(family, hook := Restless())
     analyse(family, case)
     traces.check()
-    assert hook.calls > max(FAILURES)
+    assert hook.calls >= max(FAILURES)
 
 
 def test_they_stay_after_an_error_as_well(family):

@@ -118,10 +118,10 @@ def test_descent_is_stable_below_the_edge_and_not_above(momentum: float, nestero
     choices = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
     plan = TrainingPlan(1, 1, "sgd", 0.1, **choices)
     edge = stability_edge(plan, 1)
-    for share, ends_near in ((0.97, True), (1.03, False)):
+    for share, ends_near in ((0.9, True), (1.1, False)):
         theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.SGD([theta], plan.learning_rate, **choices)
-        for _ in range(3000):
+        for _ in range(400):
             optimizer.zero_grad()
             (0.5 * (share * edge + (share - 1) * weight_decay) * theta.square()).sum().backward()
             optimizer.step()
@@ -242,6 +242,7 @@ def test_minimizers_of_other_data_or_models_are_refused(changes: dict[str, Any],
 # Kills
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_killed_it_goes_on_and_ends_with_the_same_bits(foreign: Foreign, tmp_path: Path) -> None:
     command = ("trajectory", *run_of(foreign), "--problem", foreign.problem("function"), *QUICK, "--quiet")
     troubles: list[Any] = [
@@ -255,8 +256,7 @@ def test_killed_it_goes_on_and_ends_with_the_same_bits(foreign: Foreign, tmp_pat
     *ends, last = disturbed(troubles, *command, "--out", tmp_path / "killed")
     assert [end.code for end in ends] == [KILLED] * len(ends), ends
     assert last.code == 0, last
-    (whole,) = disturbed([["nothing"]], *command, "--out", tmp_path / "whole")
-    assert whole.code == 0, whole
+    assert invoke(*command, "--out", tmp_path / "whole").code == 0
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     kept = {path.name for path in (tmp_path / "killed").iterdir()}
     assert kept == {"run.json", "trajectory.h5"}

@@ -62,7 +62,7 @@ def analyse_checkpoints(
         scores = {split: objective.evaluate(one.point) for split, objective in one.objectives.items()}
         found = analyse(one.measured, one.point, plan, out / name, seed=seed, report=report, title=title)
         facts: dict[str, Any] = {
-            "parameters": one.measured.size,
+            "parameters": found.eigenpairs.conditions["parameters"],
             "measured on": f"{one.measured.examples} training examples",
         }
         for split, score in scores.items():

@@ -41,7 +41,8 @@ class Source:
         data: ``NAME:PATH`` of ``sharpness.data.DATASETS``, as ``cifar10:DIR``, ``text:FILE`` or ``table:FILE``.
         preprocessing: of the inputs of ``data``.
         data_dir: where the data of a minimizer's recipe lie.
-        weights: which of the weights in a file: ``"auto"`` (the plain ones), ``"model"`` or ``"ema"``.
+        weights: which of the weights in a file: ``"auto"`` (the plain ones), ``"model"``, ``"ema"`` or a set by its
+            name, as ``load_checkpoint`` takes them.
         allow: names, or patterns of them, of weights that may be missing, left over or of another shape.
     """
 
@@ -105,6 +106,8 @@ class Source:
         if folder is None:
             found = read_checkpoint(path, self.weights)
             state, note = found.weights, found.note
+            if found.left_out:
+                tell(f"not loaded, being code or objects of it: {', '.join(found.left_out)}")
         else:
             state, note = state_in(folder, made.model), ""
         fitted = load_state(made.model, state, path, allow=self.allow)
