@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from sharpness.errors import ShapeError
 
@@ -160,12 +160,14 @@ def _exponential(logarithms: Interval) -> Interval:
 def _student(mean: float, error: float, freedom: float) -> tuple[Interval, float]:
     if not error:
         return Interval(mean, mean, mean), 0.0 if mean else math.nan
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * error
-    return Interval(mean, mean - reach, mean + reach), float(2 * stats.t.sf(abs(mean) / error, freedom))
+    reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
+    return Interval(mean, mean - reach, mean + reach), float(2 * stdtr(freedom, -abs(mean) / error))
 
 
 def _rank_sums(a: np.ndarray, b: np.ndarray, ways: int) -> float:
     """Mann and Whitney's p, exact also where numbers are equal."""
+    from scipy import stats  # which takes a second to import, and is needed here alone
+
     if ways > MOST_SPLITS:
         return float(stats.mannwhitneyu(a, b, method="asymptotic").pvalue)
     ranks = stats.rankdata(np.concatenate([a, b]))

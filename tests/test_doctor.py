@@ -364,6 +364,15 @@ def test_masked_targets_are_no_class() -> None:
     assert "accuracy 1.0000; of 5 classes the commonest makes up 0.2000" in check.seen
 
 
+def test_where_all_targets_are_masked_nothing_is_said() -> None:
+    labels = torch.where(torch.arange(200) < 100, EVEN, -100)
+    model = nn.Linear(5, 5, bias=False)
+    loss = lambda z, t: (F.cross_entropy(z, t, reduction="sum"), (t >= 0).sum())  # noqa: E731
+    f, theta = Objective.from_module(nn.Sequential(model), loss, (right(EVEN, 1.0), labels), chunk_size=100)
+    assert check_score("score", score(f, f.point(theta), f.chunks[1:])).outcome == "ok"
+    assert score(f, f.point(theta), f.chunks).loss == pytest.approx(f.value(theta))
+
+
 def test_numbers_cannot_be_guessed() -> None:
     check = examined(filled(nn.Linear(INPUTS, 1)), lambda o, t: (o[:, 0] - t).square(), (DATA[0], numbers(COUNT)))[
         TRAIN
@@ -550,10 +559,15 @@ def test_model_data_and_random_state_stay_as_they_were() -> None:
     model = normed().train()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     before, data = copy.deepcopy(model), tuple(part.clone() for part in DATA)
-    state = torch.get_rng_state()
-    examined(model)
-    f, theta = Objective.from_module(model, cross_entropy, DATA)
-    kept = theta.clone()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        torch.rand(())
+        return cross_entropy(output, target)
+
+    f, theta = Objective.from_module(model, loss, DATA)
+    kept, state = theta.clone(), torch.get_rng_state()
+    examined(model, loss)
+    assert torch.equal(torch.get_rng_state(), state)
     check_quickly(f, theta)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(theta, kept)

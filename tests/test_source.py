@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from libraries import library
 from torch import nn
 
 from sharpness.data import load
@@ -26,20 +27,17 @@ PLAIN = Preprocessing(limit=12)
 
 @pytest.fixture(scope="module")
 def torchvision():
-    """Torchvision, whose operators for detection are not wanted here and do not exist beside a CPU build of PyTorch."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.library, "register_fake", lambda *_, **__: lambda function: function)
-        return pytest.importorskip("torchvision", reason="torchvision is not installed")
+    return library("torchvision")
 
 
 @pytest.fixture(scope="module")
-def timm(torchvision):
-    return pytest.importorskip("timm", reason="timm is not installed")
+def timm():
+    return library("timm")
 
 
 @pytest.fixture(scope="module")
 def transformers():
-    return pytest.importorskip("transformers", reason="transformers is not installed")
+    return library("transformers")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from families import CLASSES, COUNT, Case, classified, family
 from layer_families import IGNORED, LENGTH, WORDS, sentences
+from libraries import library
 from networks import labels
 from torch import nn
 
@@ -20,22 +20,11 @@ from sharpness import cross_entropy
 SIZES = {"hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 6}
 TEXT = {"vocab_size": WORDS, "max_position_embeddings": LENGTH, "pad_token_id": 0, **SIZES}
 ENDS = {"bos_token_id": 1, "eos_token_id": 2}
-STUBS: list[Any] = []  # they last as long as they are held
 
 
-@cache
 def transformers() -> ModuleType:
     """The library, if it is installed."""
-    library = pytest.importorskip("transformers", reason="the models are those of transformers")
-    try:
-        import torchvision  # noqa: F401 - which transformers imports where there is one
-    except ImportError:
-        pass
-    except RuntimeError:  # it was built for another PyTorch, and its import stops where its operators are not there
-        STUBS.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for name in ("nms", "qnms"):
-            STUBS[0].define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+    return library("transformers")
 
 
 def handed_over(rows: dict[str, torch.Tensor]) -> list[Any]:

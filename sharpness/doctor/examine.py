@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -50,7 +51,8 @@ def check_problem(
         Checks, of which those that are not ``"ok"`` have a cause and a cure. What the model, the loss or the data raise
         is one that fails. The model, its data and the random state are the same after as before.
 
-    Cost: on all data three forward passes, a gradient and a product with what it needs: about five gradients.
+    Cost: on all data four forward passes, a gradient, and a product with what it needs: about six gradients. On ``FEW``
+    examples some fifty, in float64.
     """
     made: dict[str, Objective] = {}
     start: list[torch.Tensor] = []
@@ -85,6 +87,8 @@ def _score(split: str, f: Objective, point: Point) -> Iterator[Check]:
 def _value(f: Objective, point: Point) -> Iterator[Check]:
     """Whether f is one number."""
     value = f.value(point)
+    if not math.isfinite(value):  # which was said before
+        return
     yield _equal(
         "two evaluations agree",
         value,

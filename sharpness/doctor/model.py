@@ -62,7 +62,7 @@ def _precision(f: Objective) -> Check:
         "precision",
         "note",
         f"{names} weights, analysed in {own}",
-        "half precision has no room for second derivatives: weights are taken exactly as they are, computing is not",
+        "products need more digits than half precision has; the weights are taken exactly as they are",
         "nothing; loss and accuracy may differ in the third digit from those of the model in its own precision",
     )
 

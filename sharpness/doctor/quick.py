@@ -53,12 +53,12 @@ def check_quickly(objective: Objective, place: Any, *, seed: int = 0) -> list[Ch
 
 
 def _score(f: Objective, point: Point) -> Iterator[Check]:
-    pieces = list(_sample(f, SCORED))
+    pieces = _sample(f, SCORED)
     yield check_score(f"loss and accuracy of {sum(map(length, pieces)):,} examples", score(f, point, pieces))
 
 
 def _products(f: Objective, point: Point, seed: int) -> Iterator[Check]:
-    piece = chunked([next(_sample(f, SCORED))], MULTIPLIED)[0]
+    piece = chunked(_sample(f, SCORED), MULTIPLIED)[0]
     leaves = [part.detach().clone().requires_grad_() for part in f.space.split(point.theta)]
     graph = RetainedGraph(f, piece, leaves, point.buffers)
     graph.check()
@@ -70,9 +70,9 @@ def _products(f: Objective, point: Point, seed: int) -> Iterator[Check]:
         yield from check_differences(f.replace(examples=spread(f.examples, FEW), dtype=torch.float64), point, seed)
 
 
-def _sample(f: Objective, most: int) -> Iterator[Any]:
-    """At most so many examples, evenly from some chunks."""
+def _sample(f: Objective, most: int) -> list[Any]:
+    """At most so many examples, evenly from some chunks; none alone, for that has no statistics of its batch."""
     chunks = f.chunks[:: -(-len(f.chunks) // CHUNKS)]
     stride = -(-sum(map(length, chunks)) // most)
-    for chunk in chunks:
-        yield tree_map(lambda t: t[::stride], chunk)
+    pieces = [tree_map(lambda t: t[::stride], chunk) for chunk in chunks]
+    return [piece for piece in pieces if length(piece) > 1] or pieces

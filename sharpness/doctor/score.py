@@ -49,21 +49,24 @@ def score(f: Objective, point: Point, pieces: Iterable[Any]) -> Score:
             logits, labels = found
             if counts is None:
                 counts = torch.zeros(logits.shape[1], dtype=torch.int64)
-                entropic = _is_entropy(logits, labels, float(term.total) / float(term.weight))
+                entropic = bool(term.weight) and _is_entropy(logits, labels, float(term.total) / float(term.weight))
             counts += torch.bincount(labels[labels >= 0].flatten().cpu(), minlength=len(counts))[: len(counts)]
             shifted = isinstance(piece, Mapping) and labels.ndim > 1  # as language models do by themselves
             hits += math.nan if shifted else float((logits.argmax(1) == labels).sum())
     penalty = 0.5 * f.l2 * float(point.theta.double().square().sum())
     counted = 0 if counts is None else int(counts.sum())
-    return Score(total / weight + penalty, hits / counted if counted else math.nan, counts, entropic and not f.l2)
+    loss = total / weight + penalty if weight else math.nan
+    return Score(loss, hits / counted if counted else math.nan, counts, entropic and not f.l2)
 
 
 def check_score(name: str, found: Score) -> Check:
     """Whether the loss is finite, and both are better than guessing."""
+    if found.counts is not None and not int(found.counts.sum()):
+        return Check(name, "ok", "no targets: all are masked")
     seen = f"{found.loss:.6g} nat" + ("" if math.isnan(found.accuracy) else f", accuracy {found.accuracy:.4f}")
     if not math.isfinite(found.loss):
         return Check(name, "fails", seen, "weights or inputs that are not finite, or overflow", "look at the weights")
-    if found.counts is None or not int(found.counts.sum()):
+    if found.counts is None:
         return Check(name, "ok", f"{found.loss:.6g} nat; no classes that could be guessed")
     counted, classes = int(found.counts.sum()), len(found.counts)
     commonest = float(found.counts.max()) / counted

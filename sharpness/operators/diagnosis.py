@@ -95,7 +95,7 @@ def diagnose(
         with recorded(objective.terms.module) as record:
             try:
                 total = objective.terms(few, leaves, buffers, Kernels("torch")).total
-            except RuntimeError as error:
+            except Exception as error:  # of the model's own code
                 return _of_forward(objective, few, leaves, buffers, record, error)
         whole = fault(_edges(_variables([total])), _edges(leaves), [torch.ones_like(total)])
         if whole is None:
@@ -299,13 +299,13 @@ def _of_forward(
     leaves: Sequence[torch.Tensor],
     buffers: Mapping[str, torch.Tensor] | None,
     record: Record,
-    error: RuntimeError,
+    error: Exception,
 ) -> UnsupportedModelError | None:
     """Of an error in the forward pass: whether it is that gradients are wanted."""
     try:
         with torch.no_grad():
             objective.terms(few, leaves, buffers, Kernels("torch"))
-    except RuntimeError:
+    except Exception:  # it is something else
         return None
     where = f"in {record.running[-1].name}" if record.running else "in the loss"
     return _refusal(Fault(_first_sentence(error), 1), where)

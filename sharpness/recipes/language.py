@@ -1,9 +1,9 @@
 """A language model in small and large batches: Keskar et al. 2017's comparison of SB with LB where examples are texts.
 
 All settings are ours. Both regimes have one optimizer and one rate, which ended at the lowest training loss of either:
-of 1e-3, 3e-3 and 1e-2 for SB, of 3e-3, 1e-2 and 2e-2 for LB (one seed each, at fewer epochs for LB). The rate falls to
-0, so that they end at a point of a valley and not of the noise around it. LB has six times the epochs of SB, which are
-still 480 steps to 2,560: it ends at a higher loss, which tables and figures show beside its sharpness.
+of 3e-3 and 1e-2 for SB, of 3e-3, 1e-2 and 2e-2 for LB (one seed each, LB for half the epochs). The rate falls to 0, so
+that they end at a point of a valley and not of the noise around it. LB has six times the epochs of SB, which are still
+480 steps to 2,560: it ends at a higher loss, which tables and figures show beside its sharpness.
 """
 
 from sharpness.recipes.analysis import AnalysisPlan
