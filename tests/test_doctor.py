@@ -181,7 +181,7 @@ def test_what_kinks_explain_of_a_difference_to_float64_is_no_failure() -> None:
     check = examined(on_a_kink())[FLOAT64]
     assert float(check.seen.split()[2].rstrip(":")) > 1e-3
     assert check.outcome == "note"
-    assert "1 of 60 examples lie on a kink" in check.seen
+    assert "on a kink of ReLU or its like 1 of 60 examples" in check.seen
     assert float(check.seen.split()[-1]) < 1e-5
     assert examined(on_a_kink(), dtype=torch.float64)[FLOAT64].outcome == "ok"
 
@@ -415,7 +415,7 @@ def test_batch_norm_that_was_never_trained_is_noted() -> None:
     model = normed()
     check = examined(model)["batch norm"]
     assert check.outcome == "note"
-    assert "1 have running mean 0 and variance 1, as new ones: '1'" in check.seen
+    assert "as new, with running mean 0 and variance 1: 1, '1'" in check.seen
     assert "the model came in train mode" in check.seen
     assert "by the statistics of each chunk" in (own := examined(model, batchnorm="batch"))["batch norm"].seen
     assert {"batch norm", SYMMETRY, FLOAT64, GRADIENT, COLUMNS}.isdisjoint(wrong(own))
@@ -423,7 +423,7 @@ def test_batch_norm_that_was_never_trained_is_noted() -> None:
     model(DATA[0])
     model.eval()
     check = examined(model)["batch norm"]
-    assert (check.outcome, check.seen) == ("ok", "1 layers, by the running statistics of the point")
+    assert (check.outcome, check.seen) == ("ok", "layers: 1, by the running statistics of the point")
 
 
 def test_statistics_of_the_point_count_and_not_those_of_the_model() -> None:
@@ -437,12 +437,12 @@ def test_statistics_of_the_point_count_and_not_those_of_the_model() -> None:
 
 def test_momentum_and_other_norms_are_told() -> None:
     model = net(nn.BatchNorm1d(8, momentum=None), nn.LayerNorm(8))
-    assert "1 average over all of training (momentum None)" in examined(model)["batch norm"].seen
+    assert "averaging over all of training (momentum None): 1" in examined(model)["batch norm"].seen
     assert examined(net(nn.LayerNorm(8)))["batch norm"].seen == "none"
 
 
 def test_dropout_is_told_where_there_is_any() -> None:
-    assert examined(normed())["dropout"].seen == "1 layers (Dropout), switched off: '3'"
+    assert examined(normed())["dropout"].seen == "switched off: 1 (Dropout), '3'"
     assert examined(net(nn.Dropout(0.0), nn.Tanh()))["dropout"].seen == "none"
     recurrent = nn.LSTM(INPUTS, 3, num_layers=2, dropout=0.2, batch_first=True)
     model = filled(nn.Sequential(recurrent, Apply(lambda states: states[0][:, -1])))
@@ -484,6 +484,11 @@ def test_frozen_and_unused_parameters_are_named() -> None:
     assert checks["unused parameters"].seen.endswith("'spare.weight', 'spare.bias'")
     f, theta = Objective.from_module(model, cross_entropy, DATA)
     assert "unused parameters" in {check.name for check in check_quickly(f, theta)}
+
+
+def test_parameters_with_a_slope_and_no_curvature_are_used() -> None:
+    checks = examined(filled(nn.Linear(INPUTS, 2)), lambda o, t: o.sum(1))
+    assert checks["unused parameters"].outcome == "ok"
 
 
 # ---- one function, and what goes wrong ----------------------------------------------------------------------------
@@ -649,6 +654,12 @@ def test_a_quick_look_at_values_alone_takes_no_derivative() -> None:
     model(DATA[0])
     f, theta = Objective.from_module(model, cross_entropy, DATA, batchnorm="recompute")
     assert check_quickly(f, theta) == []
+
+
+def test_a_quick_look_leaves_no_example_alone_in_its_batch() -> None:
+    data = numbers(1002, INPUTS), torch.arange(1002) % CLASSES
+    f, theta = Objective.from_module(normed(), cross_entropy, data, batchnorm="batch", chunk_size=1000)
+    assert all(check.good for check in check_quickly(f, theta))
 
 
 def test_a_place_that_does_not_fit_is_refused() -> None:

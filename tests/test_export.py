@@ -123,6 +123,7 @@ def test_status_stands_beside_everything_it_speaks_of():
     found = tables(example("trajectory"))
     assert {part: "status" in rows.columns for part, rows in found.items()} == {
         "": True,
+        "pair-epoch": True,
         "epoch": True,
         "choices": False,
     }

@@ -86,17 +86,17 @@ def _batchnorm(f: Objective, point: Point) -> Check:
     if not layers:
         return Check("batch norm", "ok", "none")
     came = "; the model came in train mode" if f.module.training else ""
-    seen = f"{len(layers)} layers, {POLICIES[f.batchnorm]}{came}"
+    seen = f"layers: {len(layers)}, {POLICIES[f.batchnorm]}{came}"
     cumulative = [name for name, layer in layers.items() if layer.momentum is None]
     if cumulative:
-        seen += f"; {len(cumulative)} average over all of training (momentum None)"
+        seen += f"; averaging over all of training (momentum None): {len(cumulative)}"
     new = [name for name in layers if _is_new(name, f, point)]
     if not new or f.batchnorm != "eval":
         return Check("batch norm", "ok", seen)
     return Check(
         "batch norm",
         "note",
-        f"{seen}; {len(new)} have running mean 0 and variance 1, as new ones: {listed(new)}",
+        f"{seen}; as new, with running mean 0 and variance 1: {len(new)}, {listed(new)}",
         "they were never run in train mode, or the checkpoint came without their statistics",
         'load the buffers too, take objective.with_statistics(place), or choose batchnorm="batch"',
     )
@@ -117,10 +117,8 @@ def _dropout(f: Objective) -> Check:
     found = [(name, part) for name, part in f.module.named_modules() if _drops(part)]
     if not found:
         return Check("dropout", "ok", "none")
-    kinds = sorted({type(part).__name__ for _, part in found})
-    return Check(
-        "dropout", "ok", f"{len(found)} layers ({', '.join(kinds)}), switched off: {listed(n for n, _ in found)}"
-    )
+    kinds = ", ".join(sorted({type(part).__name__ for _, part in found}))
+    return Check("dropout", "ok", f"switched off: {len(found)} ({kinds}), {listed(name for name, _ in found)}")
 
 
 def _drops(part: nn.Module) -> bool:

@@ -50,7 +50,7 @@ def check_products(f: Objective, place: Point, seed: int) -> Iterator[Check]:
         return
     on, count, rest = found
     cause = "there H jumps between two values, both right, within the rounding of float32"
-    seen += f": {on} of {count} examples lie on a kink of ReLU or its like; the others differ by {rest:.1g}"
+    seen += f": on a kink of ReLU or its like {on} of {count} examples; the others differ by {rest:.1g}"
     yield Check(name, "note", seen, cause, f"nothing, or {cure} to be on one side for sure")
 
 

@@ -241,7 +241,7 @@ class Trajectory:
     distance: np.ndarray = variable("epoch", label=DISTANCE)
     status: np.ndarray = variable("epoch", label=STATUS)
     checkpoint: np.ndarray | None = variable("epoch", label="checkpoint", default=None)
-    pair: np.ndarray | None = variable("pair", label="eigenvalue number", default=None)
+    pair: np.ndarray | None = variable("pair", label="number of the eigenvalue", default=None)
     eigenvalues: np.ndarray | None = variable("pair", "epoch", label="eigenvalue", default=None)
     residuals: np.ndarray | None = variable(
         "pair", "epoch", label="residual, checked by an exact product", default=None
