@@ -19,7 +19,7 @@ pytest_plugins = "command_line"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 COMMANDS = ("run", "recipes", "train", "analyze", "landscape", "figures", "report", "export", "import", "info")
-COMMANDS += ("bench", "doctor")
+COMMANDS += ("bench", "doctor", "trajectory", "compare")
 COMMON = ("--out", "--seed", "--device", "--dtype", "--quiet", "--json", "--debug")
 
 

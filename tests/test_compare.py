@@ -153,6 +153,7 @@ def test_folders_files_and_patterns_name_checkpoints(tmp_path: Path, monkeypatch
     assert checkpoints_in("seed-*/SB/*") == [path.relative_to(tmp_path) for path in ends]
     (tmp_path / "seed-0" / "config.json").touch()
     assert checkpoints_in(str(tmp_path / "seed-0")) == [tmp_path / "seed-0"]
+    assert tmp_path / "seed-0" in checkpoints_in(str(tmp_path))
     for nothing in ("seed-1", "other-*"):
         with pytest.raises(sh.CheckpointError, match="a pattern in quotes"):
             checkpoints_in(nothing)
@@ -164,6 +165,7 @@ def test_folders_files_and_patterns_name_checkpoints(tmp_path: Path, monkeypatch
         (("runs/seed-*/SB/minimizer.safetensors", "runs/seed-*/LB/minimizer.safetensors"), ("SB", "LB")),
         (("runs/small-*.pt", "runs/large-*.pt"), ("small", "large")),
         (("small", "large"), ("small", "large")),
+        (("runs/seed-*/SB/end.pt", "runs/seed-[01]/LB/end.pt"), ("SB", "LB")),
         (("runs/*.pt", "runs/*.pth"), ("first", "second")),
     ],
 )
@@ -246,6 +248,37 @@ def test_the_same_weights_twice_are_refused(foreign: Foreign, tmp_path: Path) ->
         with pytest.raises(sh.ShapeError, match=r"same weights in .*SB-1\.pt and .*again\.pt"):
             compared(foreign, tmp_path / "out", wrong)
     assert not (tmp_path / "out").exists()
+
+
+FROZEN = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    return model, nn.CrossEntropyLoss(), (torch.randn(20, 4), torch.arange(20) % 3)
+"""
+
+
+def test_checkpoints_that_differ_in_frozen_weights_are_not_the_same(tmp_path: Path) -> None:
+    """Nor does one that lacks some get those of the one before."""
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    source = Source(f"{tmp_path / 'frozen.py'}:make", allow=("0.*",))
+    whole = source.make().model.state_dict()
+    states = {"a": {**whole, "0.bias": whole["0.bias"] + 1}, "b": {n: t for n, t in whole.items() if n[0] == "2"}}
+    for name, state in states.items():
+        torch.save(state, tmp_path / f"{name}.pt")
+    record, remarks = compare_checkpoints(
+        {name: [tmp_path / f"{name}.pt"] for name in states}, PLAN, tmp_path / "out", source=source
+    )
+    made = source.make()
+    objective = made.objectives()[0]["train"]
+    assert record.loss[1, 0, 0] == objective.value(sh.Point.of(made.model, objective.space))
+    assert record.loss[0, 0, 0] != record.loss[1, 0, 0]
+    assert record.weight_norm[0, 0] == record.weight_norm[1, 0]
+    assert any("b.pt: 2 kept as the model had them" in remark for remark in remarks)
 
 
 def test_minimizers_of_other_data_are_refused(tmp_path: Path) -> None:

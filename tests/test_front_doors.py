@@ -70,6 +70,24 @@ def test_what_does_not_fit_is_refused_by_module_and_allowed_by_name(network, tmp
     assert any("extra" in remark for remark in numbers["remarks"])
 
 
+@pytest.mark.parametrize("command", ["analyze", "landscape"])
+def test_what_a_checkpoint_lacks_is_not_that_of_the_one_before(network, tmp_path, command):
+    torch.save(network.state_dict(), tmp_path / "whole.pth")
+    torch.save({n: t for n, t in network.state_dict().items() if not n.startswith("6.")}, tmp_path / "part.pth")
+    chosen = (*OF_DIGITS, "--allow", "6.*", "--examples", "40", "--json")
+    options = QUICK if command == "analyze" else ("--points", "2", "--low", "0", "--high", "1", "--batchnorm", "eval")
+    found = invoke(
+        command, tmp_path / "whole.pth", tmp_path / "part.pth", *chosen, *options, "--out", tmp_path / command
+    )
+    assert found.code == 0, found.stderr
+    result = json.loads(found.stdout)
+    if command == "analyze":
+        losses = [numbers["test loss"] for numbers in result["checkpoints"].values()]
+    else:
+        losses = next(iter(result["landscapes"].values()))["loss"][1]
+    assert losses[1] > losses[0] + 0.1  # the last layer of the second is random
+
+
 def test_a_part_of_the_parameters_and_every_layer(network, tmp_path):
     torch.save(network.state_dict(), tmp_path / "weights.pth")
     part, _ = analysed(tmp_path / "weights.pth", tmp_path / "part", *OF_DIGITS, "--parameters", "6.*")

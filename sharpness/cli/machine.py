@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,9 +61,12 @@ def doctor(
     from sharpness.doctor import check_machine, check_problem
 
     checks, source = check_machine(), origin.source
-    if checkpoint is not None or source.foreign:
-        made = source.make() if checkpoint is None else source.open(checkpoint)[0]
-        checks += check_problem(made, device=common.place, dtype=common.precision, seed=common.seed or 0)
+    place: dict[str, Any] = {"device": common.place, "dtype": common.precision, "seed": common.seed or 0}
+    if checkpoint is not None:
+        made, point = source.open(checkpoint)
+        checks += check_problem(made, point, **place)
+    elif source.foreign:
+        checks += check_problem(source.make(), **place)
     rows = [(SHOWN[c.outcome], c.name, c.seen) for c in checks]
     terminal.table("doctor", ("", "check", "seen"), rows)
     for check in checks:

@@ -1,6 +1,6 @@
 """The commands for many saved checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -63,8 +63,10 @@ def trajectory(
     )
     terminal.report("figures")
     draw_folder(out)
-    head, rows = trajectory_rows(record)
-    terminal.table(f"checkpoints by {record.counts}, {record.conditions['numbers']}", head, rows)
+    title = f"checkpoints by {record.counts}, {record.conditions['numbers']}"
+    for head, rows in trajectory_tables(record):
+        terminal.table(title, head, rows)
+        title = ""
     for remark in remarks:
         terminal.warn(remark)
     terminal.say(f"Result in {out / 'trajectory.h5'}, figures in {out / 'figures'}")
@@ -131,24 +133,31 @@ def compare(
     terminal.result({"out": str(out), **json_of(record), "differences": differences_json(record), "remarks": remarks})
 
 
-def trajectory_rows(record: Trajectory) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of a trajectory, one for each checkpoint."""
-    losses = [f"{split} loss" for split in record.split]
-    measures = ("ε-sharpness (%)", "sign ascent", "first order", "‖g‖", "‖θ‖", "‖θ − θ₀‖")
-    columns = (
-        record.sharpness, record.stronger, record.first_order, record.gradient_norm, record.weight_norm, record.distance
-    )  # fmt: skip
-    rows: list[tuple[str, ...]] = []
+def trajectory_tables(record: Trajectory) -> Iterator[tuple[Sequence[str], list[tuple[str, ...]]]]:
+    """Heads and rows, one for each checkpoint: losses and curvature, then ε-sharpness and norms."""
+    numbers = [str(number) for number in record.epoch]
+    losses = [
+        (f"{split} loss", [f"{value:.4g}" for value in row])
+        for split, row in zip(record.split, record.loss, strict=True)
+    ]
     for found in filter(None, [record.curvature]):
-        for row, number in enumerate(record.epoch):
-            doubt = "" if found.converged[0, row] else " (not converged)"
-            values = (
-                f"{found.eigenvalues[0, row]:.5g} ± {found.residuals[0, row]:.1g}{doubt}",
-                f"{found.trace[row]:.4g} ± {found.trace_error[row]:.1g}",
-                *(f"{column[row]:.3g}" for column in columns),
-            )
-            rows.append((str(number), *(f"{loss:.4g}" for loss in record.loss[:, row]), *values))
-    return (record.counts, *losses, "λmax", "trace", *measures), rows
+        largest = [
+            f"{value:.5g} ± {residual:.1g}" + ("" if converged else " (not converged)")
+            for value, residual, converged in zip(*(part[0] for part in found[:3]), strict=True)
+        ]
+        traces = [f"{value:.4g} ± {error:.2g}" for value, error in zip(found.trace, found.trace_error, strict=True)]
+        yield _columns((record.counts, numbers), *losses, ("λmax", largest), ("trace", traces))
+    measures = {
+        "ε-sharpness (%)": record.sharpness, "sign ascent": record.stronger, "first order": record.first_order,
+        "‖g‖": record.gradient_norm, "‖θ‖": record.weight_norm, "‖θ − θ₀‖": record.distance,
+    }  # fmt: skip
+    columns = [(name, [f"{value:.3g}" for value in values]) for name, values in measures.items()]
+    yield _columns((record.counts, numbers), *columns)
+
+
+def _columns(*columns: tuple[str, list[str]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Head and rows from named columns."""
+    return [name for name, _ in columns], list(zip(*(texts for _, texts in columns), strict=True))
 
 
 def set_rows(sets: Mapping[str, list[Path]], *, paired: bool) -> tuple[str, tuple[str, ...], list[tuple[str, ...]]]:

@@ -7,17 +7,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from sharpness.doctor import check_quickly
 from sharpness.errors import ShapeError
 from sharpness.files import write_atomically
-from sharpness.objective import Objective, Problem
-from sharpness.params import Point
-from sharpness.recipes.analysis import Analysis, AnalysisPlan, Report, analyse, measured_on, no_report
+from sharpness.recipes.analysis import Analysis, AnalysisPlan, Report, analyse, no_report
 from sharpness.recipes.run_folder import claim, defaults_of
+from sharpness.recipes.shared import SharedProblem
 from sharpness.recipes.source import Source
 from sharpness.records import LayerCurvature
 
@@ -40,30 +38,30 @@ def analyse_checkpoints(
     Returns:
         For each checkpoint, by the name of its folder, the numbers as JSON-able values; also in ``out/analysis.json``.
     """
-    opened = _opened(checkpoints, source or Source(), plan, device, dtype)
-    every = next(iter(opened.values())).objectives
+    named, source = folder_names(checkpoints), source or Source()
+    problems = _problems(named, source, plan.examples, device, dtype)
+    points = {name: problems[name].point(path) for name, path in named.items()}
     configuration = {
         "command": "analyze",
-        "theta": {name: one.point.sha256 for name, one in opened.items()},
-        "data": {split: objective.fingerprint for split, objective in every.items()},
+        "checkpoints": {name: problems[name].digest(path) for name, path in named.items()},
+        **problems[next(iter(named))].identity,
         "plan": dataclasses.asdict(plan),
-        "problem": None if source is None else source.identity,
         "seed": seed,
         "device": device,
         "dtype": str(dtype),
     }
     claim(out, configuration, {"plan": defaults_of(plan)})
     results = {}
-    for name, one in opened.items():
-        title = f"{name}: "
+    for name, path in named.items():
+        title, problem, point = f"{name}: ", problems[name], points[name]
         report(title + "checks")
-        remarks = one.remarks + [str(check) for check in check_quickly(one.measured, one.point, seed=seed)]
+        remarks = problem.remarks(path, seed)
         report(title + "loss and accuracy")
-        scores = {split: objective.evaluate(one.point) for split, objective in one.objectives.items()}
-        found = analyse(one.measured, one.point, plan, out / name, seed=seed, report=report, title=title)
+        scores = {split: objective.evaluate(point) for split, objective in problem.whole.items()}
+        found = analyse(problem.part, point, plan, out / name, seed=seed, report=report, title=title)
         facts: dict[str, Any] = {
             "parameters": found.eigenpairs.conditions["parameters"],
-            "measured on": f"{one.measured.examples} training examples",
+            "measured on": problem.measured_on,
         }
         for split, score in scores.items():
             accuracy = None if math.isnan(score.accuracy) else score.accuracy
@@ -74,35 +72,13 @@ def analyse_checkpoints(
     return results
 
 
-class _Opened(NamedTuple):
-    """A checkpoint with what it is measured with: all data of every split, and the part of the training data."""
-
-    point: Point
-    objectives: dict[str, Objective]
-    measured: Objective
-    remarks: list[str]
-
-
-def _opened(
-    checkpoints: Sequence[Path], source: Source, plan: AnalysisPlan, device: str, dtype: torch.dtype
-) -> dict[str, _Opened]:
-    """The checkpoints by the names of their folders; those of one problem share its data."""
-    found: dict[str, _Opened] = {}
-    made: Problem | None = None
-    for name, path in folder_names(checkpoints).items():
-        remarks: list[str] = []
-        first = made is None
-        if not source.foreign:
-            made, point = source.open(path)
-        else:
-            made = made or source.make()
-            point = source.point(path, made, remarks.append)
-        if first or not source.foreign:
-            whole, _ = made.objectives(device=device, dtype=dtype)
-            few = measured_on(made, plan.examples)
-            part = few.objectives(device=device, dtype=dtype)[0] if plan.examples else whole
-        found[name] = _Opened(point, whole, part["train"], remarks)
-    return found
+def _problems(
+    named: Mapping[str, Path], source: Source, examples: int, device: str, dtype: torch.dtype
+) -> dict[str, SharedProblem]:
+    """What each checkpoint is measured on: the problem that is named, or its own where it is a minimizer."""
+    if source.foreign:
+        return dict.fromkeys(named, SharedProblem.of(source, list(named.values()), examples, device, dtype))
+    return {name: SharedProblem.of(source, [path], examples, device, dtype) for name, path in named.items()}
 
 
 def folder_names(checkpoints: Sequence[Path]) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from sharpness.recipes.analysis import AnalysisPlan, resumed_hessian, resumed_se
 from sharpness.records import EigenPairs, TraceEstimate
 from sharpness.spectrum import trace
 
-PROBES = 30  # with which the traces of digits have standard errors of 2 to 8 % beside one eigenpair
+PROBES = 30  # with which traces along the training of digits have standard errors of 3 to 5 %, more at its very start
 
 
 class Curvature(NamedTuple):

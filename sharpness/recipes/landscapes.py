@@ -171,7 +171,8 @@ def landscape(
         raise ShapeError(f"expected convexity with a plane ({', '.join(PLANES)}); got it with {plan.kind}")
     source = source or Source()
     made, first = source.open(checkpoints[0])
-    others = (source.point(path, made) for path in checkpoints[1:])
+    # what a checkpoint is allowed to lack is as the model was made, not as the checkpoint before had it
+    others = (source.open(path)[1] if source.allow else source.point(path, made) for path in checkpoints[1:])
     points = dict(zip(_labels(checkpoints), (first, *others), strict=True))
     objectives, _ = measured_on(made, plan.examples).objectives(device=device, dtype=dtype)
     for name, point in points.items():

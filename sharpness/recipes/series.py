@@ -81,7 +81,7 @@ def follow_checkpoints(
     steps = in_order(checkpoints)
     shared = SharedProblem.of(source or Source(), steps.files, plan.examples, device, dtype)
     settings = {"plan": dataclasses.asdict(plan), "probes": probes, "learning_rate": learning_rate, "seed": seed}
-    about = {"numbers": steps.numbers, "theta": [shared.point(path).sha256 for path in steps.files]}
+    about = {"numbers": steps.numbers, "theta": [shared.digest(path) for path in steps.files]}
     place = {"device": device, "dtype": str(dtype)}
     configuration = {"command": "trajectory", **about, **shared.identity, **settings, **place}
     claim(out, configuration, {"plan": defaults_of(plan)})

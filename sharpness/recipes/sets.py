@@ -26,6 +26,7 @@ from sharpness.recipes.trajectory import norm
 from sharpness.records import Comparison, TraceEstimate
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WILD = "*?[]"  # of patterns
 Place = tuple[int, str]  # the number of a checkpoint in its set, from 1, and the name of the set
 
 
@@ -65,11 +66,12 @@ def compare_checkpoints(
     Raises:
         ShapeError: not two sets, unequal ones that are to be paired, or the same weights twice.
         DataError: minimizers of different models or data.
+        NonFiniteError: the loss of a checkpoint, or its derivatives, are NaN or infinite.
         SchemaError: ``out`` holds another configuration.
     """
     members = _members(sets, paired)
     shared = SharedProblem.of(source or Source(), list(members.values()), plan.examples, device, dtype)
-    thetas = {place: shared.point(path).sha256 for place, path in members.items()}
+    thetas = {place: shared.digest(path) for place, path in members.items()}
     _check_distinct(members, thetas)
     settings = {"plan": dataclasses.asdict(plan), "probes": probes, "paired": paired, "seed": seed}
     about = {"theta": {name: [t for (_, owner), t in thetas.items() if owner == name] for name in sets}}
@@ -94,14 +96,14 @@ def compare_checkpoints(
 def checkpoints_in(place: str) -> list[Path]:
     """The checkpoints that a folder, a file or a glob pattern names, by name, numbers in names by size.
 
-    A folder of HuggingFace (with a ``config.json``) is one checkpoint.
+    A folder of HuggingFace (with a ``config.json``) is one checkpoint, also within a folder of several.
 
     Raises:
         CheckpointError: there is none.
     """
     path = Path(place)
-    if path.is_dir() and not (path / "config.json").exists():
-        found = [file for file in path.iterdir() if file.suffix in ENDINGS]
+    if path.is_dir() and not _is_model(path):
+        found = [file for file in path.iterdir() if file.suffix in ENDINGS or _is_model(file)]
     elif path.exists():
         found = [path]
     else:
@@ -116,15 +118,17 @@ def checkpoints_in(place: str) -> list[Path]:
 
 
 def set_names(first: str, second: str) -> tuple[str, str]:
-    """Names for two sets: what first differs between the two places that they were given by.
+    """Names for two sets: what first differs between the two places that they were given by, wild cards apart.
 
     >>> set_names("runs/seed-*/SB/minimizer.safetensors", "runs/seed-*/LB/minimizer.safetensors")
     ('SB', 'LB')
     """
-    for a, b in zip(Path(first).parts, Path(second).parts, strict=False):
-        stems = tuple(re.sub(r"[*?\[\]]+", "", Path(part).stem).strip("-_. ") for part in (a, b))
-        if stems[0] != stems[1] and all(stems):
-            return stems[0], stems[1]
+    pairs = [pair for pair in zip(Path(first).parts, Path(second).parts, strict=False) if pair[0] != pair[1]]
+    plain = [pair for pair in pairs if not any(set(WILD) & set(part) for part in pair)]
+    for a, b in (*plain, *pairs):
+        names = tuple(Path(part).stem.translate(dict.fromkeys(map(ord, WILD))).strip("-_. ") for part in (a, b))
+        if names[0] != names[1] and all(names):
+            return names[0], names[1]
     return "first", "second"
 
 
@@ -229,6 +233,10 @@ def _check_distinct(members: Mapping[Place, Path], thetas: Mapping[Place, str]) 
     often = Counter(thetas.values())
     if twice := [str(members[place]) for place, theta in thetas.items() if often[theta] > 1]:
         raise ShapeError(f"expected distinct checkpoints; got the same weights in {' and '.join(twice[:2])}")
+
+
+def _is_model(path: Path) -> bool:
+    return (path / "config.json").exists()
 
 
 def _by_name(path: Path) -> list[tuple[int, str]]:

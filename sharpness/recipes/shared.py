@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from sharpness.checkpoints import load_minimizer
 from sharpness.doctor import check_quickly
 from sharpness.errors import DataError, ShapeError
 from sharpness.objective import Objective, Problem
-from sharpness.params import Point
+from sharpness.params import Point, sha256
 from sharpness.recipes.analysis import measured_on
-from sharpness.recipes.source import Source
+from sharpness.recipes.source import Source, minimizer_at
 
 SAME = ("model", "model_options", "data", "train_examples", "test_examples")  # of what minimizers were trained with
 
@@ -25,12 +28,14 @@ class SharedProblem:
     """The problem that checkpoints share, so that differences between them are theirs: same examples, same batches.
 
     ``whole`` has the objectives on all data, for loss and accuracy; ``part`` is that on which all else is measured.
+    ``untouched`` is the model as it was made, where checkpoints are allowed to leave some of it so.
     """
 
     source: Source
     problem: Problem
     whole: dict[str, Objective]
     part: Objective
+    untouched: nn.Module | None = None
 
     @classmethod
     def of(
@@ -46,22 +51,42 @@ class SharedProblem:
             raise ShapeError("expected one checkpoint or more; got none")
         if not source.foreign:
             _check_same(checkpoints)
-        problem, _ = source.open(checkpoints[0])
+        untouched = None
+        if source.foreign:
+            problem = source.make()
+            untouched = copy.deepcopy(problem.model) if source.allow else None
+            source.point(checkpoints[0], problem)
+        else:
+            problem, _ = source.open(checkpoints[0])
         whole, _ = problem.objectives(device=device, dtype=dtype)
         part = whole
         if examples:
             part, _ = measured_on(problem, examples).objectives(device=device, dtype=dtype)
-        return cls(source, problem, whole, part["train"])
+        return cls(source, problem, whole, part["train"], untouched)
 
     def point(self, path: Path) -> Point:
         """Where a checkpoint is."""
-        point = self.source.point(path, self.problem)
+        return self._read(path, [])
+
+    def remarks(self, path: Path, seed: int) -> list[str]:
+        """What is worth saying of a checkpoint before it is measured: of how it was read, and of what it is."""
+        told: list[str] = []
+        checks = check_quickly(self.part, self._read(path, told), seed=seed)
+        return [f"{path}: {remark}" for remark in (*told, *checks)]
+
+    def _read(self, path: Path, told: list[str]) -> Point:
+        problem = self.problem
+        if self.untouched is not None:  # else what one checkpoint lacks would be as in the one before
+            problem = dataclasses.replace(problem, model=copy.deepcopy(self.untouched))
+        point = self.source.point(path, problem, told.append)
         self.part.space.check(point.theta, f"θ of {path}")
         return point
 
-    def remarks(self, path: Path, seed: int) -> list[str]:
-        """What is worth saying of a checkpoint before it is measured."""
-        return [f"{path}: {check}" for check in check_quickly(self.part, self.point(path), seed=seed)]
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a checkpoint's θ and buffers."""
+        point = self.point(path)
+        parts = [sha256(bits(tensor)) for _, tensor in sorted((point.buffers or {}).items())]
+        return hashlib.sha256("".join([point.sha256, *parts]).encode()).hexdigest()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,9 +100,14 @@ class SharedProblem:
         return f"{self.part.examples} training examples"
 
 
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor of any type, of shape (bytes,)."""
+    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+
+
 def _check_same(checkpoints: Sequence[Path]) -> None:
     """That minimizers were trained on the same data, by their fingerprint, and are of one model."""
-    first, *others = ((path, load_minimizer(path).metadata) for path in checkpoints)
+    first, *others = ((path, minimizer_at(path).metadata) for path in checkpoints)
     for path, metadata in others:
         ours, theirs = (dict(_facts(about)) for about in (first[1], metadata))
         differing = [f"{name} ({ours[name]!r} and {theirs[name]!r})" for name in ours if ours[name] != theirs[name]]

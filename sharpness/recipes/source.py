@@ -90,7 +90,7 @@ class Source:
         if self.foreign:
             made = self.make()
             return made, self.point(path, made)
-        minimizer = _minimizer(path)
+        minimizer = minimizer_at(path)
         made = recipe_problem(minimizer, self.data_dir)
         minimizer.load_into(made.model)
         return made, minimizer.point
@@ -98,10 +98,11 @@ class Source:
     def point(self, path: Path, made: Problem, tell: Callable[[str], None] = _nobody) -> Point:
         """Where a further checkpoint of a problem is; a state dict is read into the problem's model.
 
-        ``tell`` is told what a reader of the results should know of how the file was read.
+        What it is allowed to lack stays there as it was: give the problem as it was made. ``tell`` is told what a
+        reader of the results should know of how the file was read.
         """
         if not self.foreign:
-            return _minimizer(path).point
+            return minimizer_at(path).point
         folder = folder_of(self.model, path)
         if folder is None:
             found = read_checkpoint(path, self.weights)
@@ -162,7 +163,8 @@ def load_problem(spec: str) -> Problem:
     return Problem.of(made)
 
 
-def _minimizer(path: Path) -> Minimizer:
+def minimizer_at(path: Path) -> Minimizer:
+    """The minimizer in a file, which knows its problem; anything else is refused with the ways to name one."""
     if not is_minimizer(path):
         load_checkpoint(path)  # a file that cannot be read at all says so first
         raise UnsupportedModelError(
