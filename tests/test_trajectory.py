@@ -106,7 +106,15 @@ def test_numbers_in_names_order_them(names: list[str], numbers: list[int] | None
         assert found.origin == "by the numbers in their names"
 
 
-def test_the_same_step_twice_leaves_the_order_to_the_names(tmp_path: Path) -> None:
+def test_the_end_may_be_there_twice(tmp_path: Path) -> None:
+    paths = [
+        minimizer(tmp_path / f"{name}.safetensors", epochs=epochs) for name, epochs in (("b", 3), ("a", 9), ("end", 9))
+    ]
+    found = in_order([paths[1], paths[2], paths[0]])
+    assert (found.numbers, found.files, found.counts) == ([3, 9, 9], paths, "epoch")
+
+
+def test_the_same_step_everywhere_leaves_the_order_to_the_names(tmp_path: Path) -> None:
     for name in ("9", "10"):
         torch.save({"model": network_state(), "epoch": 1}, tmp_path / f"{name}.pt")
     assert in_order([tmp_path / "10.pt", tmp_path / "9.pt"]).numbers == [9, 10]

@@ -31,9 +31,9 @@ class Steps(NamedTuple):
 def in_order(checkpoints: Sequence[Path]) -> Steps:
     """Checkpoints in the order of training.
 
-    The numbers are, if each has one and no two the same: the epochs or steps that the files hold beside the weights
-    (minimizers in their metadata); else the one run of digits that differs between all names; else 0, 1, 2, …, in the
-    order given.
+    The numbers are the epochs or steps that the files hold beside the weights (minimizers in their metadata), if each
+    has one and not all have the same: the end of training is often there twice. Else they are the one run of digits that
+    differs between all names; else 0, 1, 2, …, in the order given.
 
     Raises:
         ShapeError: no checkpoints.
@@ -47,7 +47,8 @@ def in_order(checkpoints: Sequence[Path]) -> Steps:
     written = [training_step(path) for path in checkpoints]
     names = {step[0] for step in written if step is not None}
     within = [step[1] for step in written if step is not None]
-    if len(names) == 1 and _tell_apart(within, checkpoints):
+    every = len(names) == 1 and len(within) == len(checkpoints) and max(within) < MOST
+    if every and (len(within) == 1 or len(set(within)) > 1):
         return _sorted(within, checkpoints, names.pop(), "as the files say")
     found = in_names(checkpoints)
     if found is not None:
