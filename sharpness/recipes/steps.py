@@ -32,8 +32,8 @@ def in_order(checkpoints: Sequence[Path]) -> Steps:
     """Checkpoints in the order of training.
 
     The numbers are the epochs or steps that the files hold beside the weights (minimizers in their metadata), if each
-    has one and not all have the same: the end of training is often there twice. Else they are the one run of digits that
-    differs between all names; else 0, 1, 2, …, in the order given.
+    has one and not all have the same: the end of training is often there twice. Else they are the one run of digits
+    that differs between all names; else 0, 1, 2, …, in the order given.
 
     Raises:
         ShapeError: no checkpoints.
