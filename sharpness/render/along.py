@@ -85,7 +85,7 @@ def _draw_eigenvalues(record: Trajectory, ax: Axes, family: Sequence[Trajectory]
     if record.edge is not None:
         ax.plot(record.epoch, record.edge, color=GREY, linestyle="--", linewidth=0.8, label="edge of stability")
     edges = [member.edge for member in family if member.edge is not None]
-    set_scale(ax, "y", pooled([*_all(family, "eigenvalues"), *edges]))
+    set_scale(ax, "y", pooled([*_all(family, "eigenvalues"), *edges]), beyond=20)
 
 
 def _draw_trace(record: Trajectory, ax: Axes, family: Sequence[Trajectory]) -> None:
@@ -93,7 +93,7 @@ def _draw_trace(record: Trajectory, ax: Axes, family: Sequence[Trajectory]) -> N
         values, errors = holes(found.trace, record.status), np.nan_to_num(found.trace_error)
         look: dict[str, Any] = {"markersize": 3, "linewidth": 0.9, "elinewidth": 0.7, "capthick": 0.7}
         ax.errorbar(record.epoch, values, yerr=errors, fmt="D-", color=PURPLE, **look)
-    set_scale(ax, "y", pooled(_all(family, "trace")))
+    set_scale(ax, "y", pooled(_all(family, "trace")), beyond=20)
     ax.set_ylabel("trace ± s.e.")
 
 
