@@ -138,7 +138,10 @@ def _of_mean(values: np.ndarray) -> tuple[Interval, float]:
     mean = float(values.mean()) if n else math.nan
     if n < 2:
         return Interval(mean), math.nan
-    return _student(mean, float(values.std(ddof=1)) / math.sqrt(n), n - 1)
+    spread = float(values.std(ddof=1))
+    if spread <= TIES * float(np.abs(values).max()):  # what rounding leaves of equal differences is no error
+        spread = 0.0
+    return _student(mean, spread / math.sqrt(n), n - 1)
 
 
 def _of_two(a: np.ndarray, b: np.ndarray) -> tuple[Interval, float]:
@@ -159,7 +162,7 @@ def _exponential(logarithms: Interval) -> Interval:
 
 def _student(mean: float, error: float, freedom: float) -> tuple[Interval, float]:
     if not error:
-        return Interval(mean, mean, mean), 0.0 if mean else math.nan
+        return Interval(mean, mean, mean), math.nan  # no spread, no test
     reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     return Interval(mean, mean - reach, mean + reach), float(2 * stdtr(freedom, -abs(mean) / error))
 

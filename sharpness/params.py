@@ -140,10 +140,17 @@ class Point:
         """SHA-256 of θ's bytes, the fingerprint that records carry."""
         return sha256(self.theta)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of θ and of the buffers, which also say where f is."""
+        parts = [sha256(tensor) for _, tensor in sorted((self.buffers or {}).items())]
+        return hashlib.sha256("".join([self.sha256, *parts]).encode()).hexdigest()
+
 
 def sha256(vector: torch.Tensor) -> str:
     """SHA-256 of a vector's bytes, in hexadecimal."""
-    return hashlib.sha256(vector.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    content = vector.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
 def as_point(place: object) -> Point:

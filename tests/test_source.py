@@ -16,7 +16,8 @@ from sharpness.models import build
 from sharpness.objective import Objective
 from sharpness.params import ParamSpace, Point
 from sharpness.recipes import Preprocessing, Source
-from sharpness.recipes.shortcuts import Views, named_problem
+from sharpness.recipes.libraries import Views
+from sharpness.recipes.shortcuts import named_problem
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # of the libraries, on import
@@ -247,6 +248,85 @@ def test_a_huggingface_language_model_predicts_the_next_token(transformers, shak
     found = problem.objectives()[0]["train"].evaluate(point)
     assert found.loss == pytest.approx(expected, rel=1e-5)
     assert found.accuracy == pytest.approx((output.argmax(-1) == targets).float().mean().item())
+
+
+def test_a_file_in_a_huggingface_folder_is_the_one_that_is_read(transformers, shakespeare, tmp_path):
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    theirs = transformers.GPT2LMHeadModel(config)
+    theirs.save_pretrained(tmp_path)
+    tokenizer(transformers, shakespeare.read_text(), tmp_path)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.mul_(2)
+    torch.save(theirs.state_dict(), tmp_path / "step-2.pt")
+    source = Source(model=f"hf:{tmp_path}", data=f"text:{shakespeare}", preprocessing=Preprocessing(limit=2))
+    made = source.make()
+    first, second = (source.point(path, made).theta for path in (tmp_path, tmp_path / "step-2.pt"))
+    torch.testing.assert_close(second, 2 * first)
+    part = {name: t for name, t in theirs.state_dict().items() if "ln_f" not in name}
+    torch.save(part | {"extra": torch.ones(1)}, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match=r"(?s)ln_f.*--allow"):
+        source.point(tmp_path / "part.pt", made)
+
+
+def test_a_model_that_sees_what_it_is_to_predict_is_no_language_model(transformers, shakespeare, tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = transformers.BertConfig(vocab_size=40, max_position_embeddings=16, **sizes)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)
+    tokenizer(transformers, shakespeare.read_text(), tmp_path)
+    with pytest.raises(UnsupportedModelError, match="expected a causal language model"):
+        Source(model=f"hf:{tmp_path}", data=f"text:{shakespeare}").make()
+
+
+def test_a_folder_names_a_model_and_nothing_else_to_call(transformers, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["set_seed"], "n_embd": 8, "n_layer": 1, "n_head": 2})
+    )
+    before = torch.get_rng_state()
+    with pytest.raises(DataError, match="nowhere"):  # after the usual class of that type has been built
+        named_problem(f"hf:{tmp_path}", "text:/nowhere.txt", Preprocessing())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_models_of_libraries_are_the_same_at_every_call_and_touch_no_generator(timm):
+    before = torch.get_rng_state()
+    first, second = (named_problem("timm:test_resnet", "generated-images", PLAIN).model for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(UnsupportedModelError, match="expected options that the model takes"):
+        named_problem("timm:test_resnet,nope=1", "generated-images", PLAIN)
+
+
+PROBLEM = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+import neighbour
+@dataclass
+class Sizes:
+    inputs: int = 2
+def make():
+    return neighbour.network(Sizes().inputs), torch.nn.functional.mse_loss, (torch.ones(4, 2), torch.zeros(4, 1))
+"""
+
+
+def test_a_problem_file_and_its_neighbours_are_its_own(tmp_path):
+    kinds = []
+    for place, layer in (("a", "Tanh"), ("b", "ReLU")):
+        folder = tmp_path / place
+        folder.mkdir()
+        (folder / "problem.py").write_text(PROBLEM)
+        code = f"from torch import nn\ndef network(n):\n    return nn.Sequential(nn.Linear(n, 1), nn.{layer}())\n"
+        (folder / "neighbour.py").write_text(code)
+        source = Source(problem=f"{folder}/problem.py:make")
+        kinds.append(type(source.make().model[1]).__name__)
+    assert kinds == ["Tanh", "ReLU"]
+    assert "neighbour" not in sys.modules
+    before = source.identity
+    (tmp_path / "b" / "neighbour.py").write_text(code + "\n# changed")
+    assert source.identity != before
 
 
 def test_a_regression_takes_the_squared_error(tmp_path):

@@ -172,7 +172,7 @@ def _whole(value: object) -> int | None:
     if isinstance(value, torch.Tensor):
         value = value.item() if value.numel() == 1 else None
     if isinstance(value, str):
-        value = int(value) if value.isdecimal() else None
+        value = int(value) if value.isdecimal() and len(value) < 20 else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63 or value != int(value):
         return None
     return int(value)

@@ -73,7 +73,10 @@ def _memory(tensor: torch.Tensor) -> tuple[object, ...]:
 
 def _constant(name: str, tensor: torch.Tensor) -> bool:
     """Whether it is known from its name and values to be no weight: 0, 1, 2, …; a causal mask; what masks with."""
-    last, flat = _last(name), tensor.flatten()
+    last = _last(name)
+    if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
+        return False  # expanded from a few numbers it could claim any size
+    flat = tensor.flatten()
     if last == "position_ids":
         return not tensor.is_floating_point() and torch.equal(flat, torch.arange(len(flat)).to(flat))
     if last in ("bias", "mask") and tensor.ndim == 4 and tensor.shape[:2] == (1, 1):

@@ -43,6 +43,7 @@ __all__ = [
     "load_regression",
     "load_table",
     "load_text",
+    "text_file",
 ]
 
 
@@ -236,7 +237,7 @@ def load_text(path: str | Path | None = None, *, length: int = 64) -> Data:
     >>> load_text("~/data/text/tinyshakespeare.txt").train[0].shape  # doctest: +SKIP
     torch.Size([15685, 64])
     """
-    file = text.find(Path(path or os.environ.get("SHARPNESS_DATA") or data_folder()).expanduser())
+    file = text_file(path)
     train, test, characters = text.split(text.read(file), length, str(file))
     return Data("text", _characters(*train), _characters(*test), characters, source=file.name, licence="the user's")
 
@@ -342,6 +343,11 @@ def data_folder(argument: str | Path | None = None) -> Path:
         origin = "the argument" if argument else "the environment variable SHARPNESS_DATA"
         raise DataError(f"expected a folder with data sets at {folder}, named by {origin}; there is no such folder")
     return folder
+
+
+def text_file(argument: str | Path | None = None) -> Path:
+    """The file of a text: ``argument``, or in that folder; else what the variable SHARPNESS_DATA names."""
+    return text.find(Path(argument or os.environ.get("SHARPNESS_DATA") or data_folder()).expanduser())
 
 
 def _table_file(argument: str | Path | None) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
@@ -29,7 +30,7 @@ def unwrap(module: nn.Module) -> nn.Module:
             )
         if isinstance(module, PARALLEL):
             module = module.module
-        elif hasattr(module, "_orig_mod"):
+        elif _is_compiled(module):
             module = cast("nn.Module", module._orig_mod)
         else:
             return module
@@ -55,14 +56,19 @@ def copied(module: nn.Module) -> nn.Module:
     )
     own: nn.Module = copy.deepcopy(module, {id(value): value.detach().clone() for value in left})
     for part in own.modules():
-        inner = part.module if isinstance(part, PARALLEL) else part.__dict__["_modules"].get("_orig_mod")
+        inner: Any = part.module if isinstance(part, PARALLEL) else part._orig_mod if _is_compiled(part) else None
         if inner is not None:  # names keep the wrapper's; a compiler's own __setattr__ would pass it on to the inside
             object.__setattr__(part, "forward", inner.__call__)
     return own
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether it is ``torch.compile``'s wrapper, whose class takes a second to import."""
+    return type(module).__name__ == "OptimizedModule"
+
+
 def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The model on a device, in a dtype, and with it the tensors that are plain attributes of its parts.
+    """The model on a device, in a dtype, and with it the tensors that are attributes of its parts, also in lists.
 
     Complex numbers, as of rotary embeddings, stay complex.
     """
@@ -74,8 +80,8 @@ def placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
 
     for part in module._apply(place).modules():
         for name, value in vars(part).items():
-            if isinstance(value, torch.Tensor):
-                vars(part)[name] = place(value)
+            if isinstance(value, torch.Tensor) or (isinstance(value, (list, tuple, dict)) and not name.startswith("_")):
+                vars(part)[name] = pytree.tree_map_only(torch.Tensor, place, value)
     return module
 
 
@@ -87,17 +93,13 @@ def plainly(module: nn.Module, device: torch.device) -> Iterator[None]:
     memory, which chunks bound here, and no value. cuDNN's recurrent layers have no second derivative and, in eval mode,
     not even a first.
     """
-    here: Any = torch.utils.checkpoint
-    own = {name: getattr(here, name) for name in _AT_ONCE}
     recurrent = device.type == "cuda" and any(isinstance(part, nn.RNNBase) for part in module.modules())
+    _exchange(1)
     try:
-        for name, replacement in _AT_ONCE.items():
-            setattr(here, name, replacement)
         with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
             yield
     finally:
-        for name, original in own.items():
-            setattr(here, name, original)
+        _exchange(-1)
 
 
 class _Direct:
@@ -114,3 +116,14 @@ def _around(*_: Any, **__: Any) -> Iterator[None]:
 
 
 _AT_ONCE: dict[str, Any] = {"CheckpointFunction": _Direct, "_checkpoint_without_reentrant_generator": _around}
+_OWN = {name: getattr(torch.utils.checkpoint, name) for name in _AT_ONCE}
+_passes, _lock = 0, threading.Lock()
+
+
+def _exchange(more: int) -> None:
+    """One forward pass more or less, in whichever thread; PyTorch's own functions are back after the last."""
+    global _passes
+    with _lock:
+        _passes += more
+        for name, function in (_AT_ONCE if _passes else _OWN).items():
+            setattr(torch.utils.checkpoint, name, function)

@@ -306,8 +306,9 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:  # noqa: ARG001 - whose memory may be kept
-    return (input + 3).clamp(0, 6) / 6
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    output = (input + 3).clamp(0, 6) / 6
+    return input.copy_(output) if inplace else output
 
 
 CORRECTED: dict[Any, Callable[..., Tensor]] = {torch._weight_norm: _weight_norm, F.hardsigmoid: _hardsigmoid}

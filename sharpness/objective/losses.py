@@ -11,19 +11,25 @@ import torch.nn.functional as F
 
 from sharpness.errors import UnsupportedModelError
 
+MASKED = -100  # PyTorch's default ignore_index
 
-def cross_entropy(output: Any, target: torch.Tensor) -> torch.Tensor:
+
+def cross_entropy(output: Any, target: torch.Tensor) -> Any:
     """Cross-entropy of each target in nats, of shape (N, …), not averaged.
 
+    Where some targets are -100, PyTorch's mark of what does not count, the pair (sum, number) of those that do.
+
     Args:
-        output: logits of shape (N, classes, …), or (N, …, classes) as language models give them, or anything that has
-            such ``logits``.
+        output: logits of shape (N, classes, …); or, as language models give them, (N, …, classes); or anything that has
+            ``logits``, in which the classes come last. A plain tensor whose shape fits both is taken as the former.
         target: classes, of shape (N, …).
 
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))  # ln 4
     tensor([1.3863, 1.3863])
     """
-    return F.cross_entropy(logits_of(output, target), target, reduction="none")
+    losses = F.cross_entropy(logits_of(output, target), target, reduction="none", ignore_index=MASKED)
+    counted = target != MASKED
+    return losses if bool(counted.all()) else (losses.sum(dtype=torch.float64), counted.sum())
 
 
 def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -43,8 +49,10 @@ def usual_loss(target: torch.Tensor) -> Callable[..., torch.Tensor]:
 def logits_of(output: Any, target: torch.Tensor) -> torch.Tensor:
     """The logits in an output, with the classes in dimension 1."""
     logits: torch.Tensor = getattr(output, "logits", output)
-    last = logits.ndim == target.ndim + 1 > 2 and logits.shape[:-1] == target.shape
-    return logits.movedim(-1, 1) if last and logits.shape[:1] + logits.shape[2:] != target.shape else logits
+    if not (logits.ndim == target.ndim + 1 > 2 and logits.shape[:-1] == target.shape):
+        return logits
+    first = logits is output and logits.shape[:1] + logits.shape[2:] == target.shape
+    return logits if first else logits.movedim(-1, 1)
 
 
 class Term(NamedTuple):

@@ -50,6 +50,8 @@ class AnalysisPlan:
         density_probes: of the spectral density, 80 products each; 0 leaves it out.
         batchnorm: the treatments of batch norm under which ε-sharpness is measured, where the model has any: by running
             statistics (``"eval"``), by those of each chunk (``"batch"``, as the paper's released code does).
+        parameters: patterns of the parameters that everything is measured over, the others held; default: all.
+        layers: whether λmax, trace and norms of every layer by itself are added.
     """
 
     eigenpairs: int = 5

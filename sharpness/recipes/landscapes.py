@@ -181,7 +181,7 @@ def landscape(
         out,
         {
             "command": "landscape",
-            "theta": [point.sha256 for point in points.values()],
+            "checkpoints": [point.digest for point in points.values()],
             "data": {split: objective.fingerprint for split, objective in objectives.items()},
             "problem": source.identity,
             "plan": dataclasses.asdict(plan),

@@ -169,6 +169,7 @@ def _template(
         "distance_from": "the first checkpoint",
         "probes": probes,
         "tolerance": plan.tolerance,
+        "over": list(plan.parameters),
         "learning_rate": learning_rate,
     }
     return dataclasses.replace(

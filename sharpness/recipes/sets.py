@@ -25,7 +25,7 @@ from sharpness.recipes.source import Source
 from sharpness.recipes.trajectory import norm
 from sharpness.records import Comparison, TraceEstimate
 
-ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+ENDINGS = (".safetensors", ".pt", ".pth", ".th", ".ckpt", ".bin")
 WILD = "*?[]"  # of patterns
 Place = tuple[int, str]  # the number of a checkpoint in its set, from 1, and the name of the set
 
@@ -74,7 +74,10 @@ def compare_checkpoints(
     thetas = {place: shared.digest(path) for place, path in members.items()}
     _check_distinct(members, thetas)
     settings = {"plan": dataclasses.asdict(plan), "probes": probes, "paired": paired, "seed": seed}
-    about = {"theta": {name: [t for (_, owner), t in thetas.items() if owner == name] for name in sets}}
+    about = {
+        "sets": list(sets),
+        "theta": {name: [t for (_, owner), t in thetas.items() if owner == name] for name in sets},
+    }
     place = {"device": device, "dtype": str(dtype)}
     configuration = {"command": "compare", **about, **shared.identity, **settings, **place}
     claim(out, configuration, {"plan": defaults_of(plan)})

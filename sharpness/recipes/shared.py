@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import nn
 from sharpness.doctor import check_quickly
 from sharpness.errors import DataError, ShapeError
 from sharpness.objective import Objective, Problem
-from sharpness.params import Point, sha256
+from sharpness.params import Point
 from sharpness.recipes.analysis import measured_on
 from sharpness.recipes.source import Source, minimizer_at
 
@@ -84,9 +83,7 @@ class SharedProblem:
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a checkpoint's θ and buffers."""
-        point = self.point(path)
-        parts = [sha256(bits(tensor)) for _, tensor in sorted((point.buffers or {}).items())]
-        return hashlib.sha256("".join([point.sha256, *parts]).encode()).hexdigest()
+        return self.point(path).digest
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,11 +95,6 @@ class SharedProblem:
     def measured_on(self) -> str:
         """The examples behind all but loss and accuracy, in words."""
         return f"{self.part.examples} training examples"
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor of any type, of shape (bytes,)."""
-    return tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _check_same(checkpoints: Sequence[Path]) -> None:

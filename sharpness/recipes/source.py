@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from sharpness.checkpoints import (
 from sharpness.errors import DataError, SharpnessError, UnsupportedModelError
 from sharpness.objective import Problem
 from sharpness.params import ParamSpace, Point
+from sharpness.recipes import huggingface
 from sharpness.recipes.registry import recipe_problem
-from sharpness.recipes.shortcuts import Preprocessing, folder_of, named_problem, state_in
+from sharpness.recipes.shortcuts import Preprocessing, named_problem
 
 
 def _nobody(_: str) -> None:
@@ -60,6 +61,10 @@ class Source:
         if (self.model is None) != (self.data is None):
             given, other = ("model", "data") if self.data is None else ("data", "model")
             raise UnsupportedModelError(f"expected --model and --data together; got --{given} without --{other}")
+        if not self.foreign and (self.weights != "auto" or self.allow):
+            raise UnsupportedModelError(
+                "expected --weights and --allow with --problem, or --model and --data; minimizers need none"
+            )
         if self.model is None and self.preprocessing != Preprocessing():
             raise DataError("expected --mean, --std, --own-transform and --limit with --data; got them without")
 
@@ -103,16 +108,12 @@ class Source:
         """
         if not self.foreign:
             return minimizer_at(path).point
-        folder = folder_of(self.model, path)
-        if folder is None:
-            found = read_checkpoint(path, self.weights)
-            state, note = found.weights, found.note
-            if found.left_out:
-                tell(f"not loaded, being code or objects of it: {', '.join(found.left_out)}")
-        else:
-            state, note = state_in(folder, made.model), ""
+        found = read_checkpoint(path, self.weights)
+        of_library = (self.model or "").startswith("hf:")
+        state = huggingface.state_in(found.weights, made.model) if of_library else found.weights
         fitted = load_state(made.model, state, path, allow=self.allow)
-        for told in filter(None, (note, str(fitted))):
+        objects = f"not loaded, being objects of code: {', '.join(found.left_out)}" if found.left_out else ""
+        for told in filter(None, (found.note, objects, str(fitted))):
             tell(told)
         return Point.of(made.model, ParamSpace.of(made.model))
 
@@ -122,11 +123,12 @@ class Source:
         if not self.foreign:
             return None
         if self.problem is not None:
-            content = Path(self.problem.rpartition(":")[0]).read_bytes()
-            named: dict[str, Any] = {"spec": self.problem, "sha256": hashlib.sha256(content).hexdigest()}
+            named: dict[str, Any] = {"spec": self.problem, "sha256": _sha256(*_files(self.problem))}
         else:
             shown = {n: v for n, v in dataclasses.asdict(self.preprocessing).items() if v}
             named = {"model": self.model, "data": self.data, **shown}
+            if (self.model or "").startswith("hf:"):
+                named["sha256"] = _sha256(huggingface.configuration(Path((self.model or "").removeprefix("hf:"))))
         chosen = {} if self.weights == "auto" else {"weights": self.weights}
         return {**named, **chosen, **({"allow": list(self.allow)} if self.allow else {})}
 
@@ -146,8 +148,9 @@ def load_problem(spec: str) -> Problem:
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None
     assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours
+    module, before, folder = importlib.util.module_from_spec(module_spec), dict(sys.modules), str(path.resolve().parent)
+    sys.modules[path.stem] = module  # where decorators look for it
+    sys.path.insert(0, folder)  # so that the file can import its neighbours
     try:
         module_spec.loader.exec_module(module)
         made = getattr(module, name)
@@ -159,8 +162,37 @@ def load_problem(spec: str) -> Problem:
             f"expected {spec} to make a problem; it failed with {type(error).__name__}: {error}"
         ) from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
+        _NEIGHBOURS[spec] = _forgotten(before, Path(folder))
     return Problem.of(made)
+
+
+_NEIGHBOURS: dict[str, list[Path]] = {}
+"""The files that each problem file imported from its own folder."""
+
+
+def _forgotten(before: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The files of modules that came from ``folder``, which another problem's must not be taken for."""
+    files = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if before.get(name) is not module and file and Path(file).resolve().is_relative_to(folder):
+            files.append(Path(file))
+            if name in before:
+                sys.modules[name] = before[name]
+            else:
+                del sys.modules[name]
+    return files
+
+
+def _files(spec: str) -> list[Path]:
+    """A problem file, and those beside it that it was made with."""
+    file = Path(spec.rpartition(":")[0])
+    return [file, *sorted(path for path in _NEIGHBOURS.get(spec, []) if path.resolve() != file.resolve())]
+
+
+def _sha256(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def minimizer_at(path: Path) -> Minimizer:

@@ -141,6 +141,7 @@ def _notes(record: Trajectory) -> list[str]:
         "" if same or not policy_text(curvature) else f"{policy_text(curvature)} for eigenvalues and trace",
         "" if same or not policy_text(record.batchnorm) else f"{policy_text(record.batchnorm)} for ε-sharpness",
         f"curvature and ε-sharpness on {known['measured_on']}" if "measured_on" in known else "",
+        f"over {', '.join(known['over'])} alone" if known.get("over") else "",
         f"{pending} of {record.epoch.size} checkpoints pending" if pending else "",
         f"not finite at {lost} of {record.epoch.size} checkpoints" if lost else "",
     ]
