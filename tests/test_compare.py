@@ -56,6 +56,13 @@ def test_paired_statistics_by_hand() -> None:
     assert math.isnan(found.ratio.value)  # of zeros
 
 
+def test_differences_that_are_equal_but_for_rounding_are_no_evidence() -> None:
+    found = paired(np.array([0.9, 0.8]), np.array([0.92, 0.82]))
+    assert found.difference.value == pytest.approx(0.02)
+    assert math.isnan(found.p)
+    assert found.exact == 0.5
+
+
 def test_unpaired_statistics_are_scipys() -> None:
     first, second = np.array([1.0, 2.0, 4.0, 7.0]), np.array([5.0, 9.0, 30.0])
     found, test = unpaired(first, second), stats.ttest_ind(second, first, equal_var=False)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 import sharpness as sh
-from sharpness.objective.copies import copied
+from sharpness.objective.copies import copied, plainly
 
 X, Y = torch.linspace(-2, 2, 48).sin().reshape(12, 4), torch.arange(12) % 3
 
@@ -66,9 +66,16 @@ def test_weight_norm_has_its_right_second_derivative_which_pytorch_has_not(old, 
     torch.testing.assert_close(dense(f, theta), differences(f, theta), rtol=0, atol=1e-8)
 
 
-def test_hardsigmoid_is_differentiated_twice():
+@pytest.mark.parametrize("inplace", [False, True])
+def test_hardsigmoid_is_differentiated_twice(inplace):
+    class Added(nn.Module):
+        def forward(self, x):
+            y = x * 1
+            nn.functional.hardsigmoid(y, inplace=inplace)
+            return nn.functional.hardsigmoid(x) + y
+
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(4, 5), nn.Hardsigmoid(), nn.Linear(5, 3))
+    module = nn.Sequential(nn.Linear(4, 5), Added(), nn.Linear(5, 3))
     f, theta = objective(module)
     assert f.value(theta) == pytest.approx(nn.functional.cross_entropy(module(X), Y).item(), rel=1e-6)
     torch.testing.assert_close(dense(f, theta), differences(f, theta), rtol=0, atol=1e-8)
@@ -121,6 +128,33 @@ def test_plain_tensors_of_a_module_follow_its_dtype():
     f, theta = objective(module)
     assert f.gradient(theta).dtype == torch.float64
     assert module.scale.dtype == torch.float32
+
+
+def test_tensors_in_lists_follow_the_dtype_and_a_part_of_any_name_is_no_wrapper():
+    class Based(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self._orig_mod, self.basis = nn.Linear(4, 3), [2 * torch.eye(3)]
+
+        def forward(self, x):
+            return self._orig_mod(x) @ self.basis[0]
+
+    module = Based()
+    f, theta = objective(module)
+    assert f.value(theta) == pytest.approx(nn.functional.cross_entropy(module(X), Y).item(), rel=1e-6)
+    assert module.basis[0].dtype == torch.float32
+
+
+def test_checkpointing_is_back_after_passes_that_overlap():
+    before = checkpoint.CheckpointFunction
+    first, second = (plainly(nn.Linear(1, 1), torch.device("cpu")) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert checkpoint.CheckpointFunction is not before
+    second.__exit__(None, None, None)
+    assert checkpoint.CheckpointFunction is before
 
 
 def test_a_copy_shares_nothing_with_the_model():

@@ -6,6 +6,7 @@ import math
 import random
 from collections import UserDict
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -995,3 +996,26 @@ def test_a_mean_over_unmasked_targets_is_refused_wherever_the_masks_are():
     for data in (batches, DataLoader(TensorDataset(inputs[36:48], targets[36:48]), batch_size=1)):
         with pytest.raises(UnsupportedModelError, match="add up"):
             Objective.from_module(module, nn.CrossEntropyLoss(), data)
+
+
+class Logits(NamedTuple):
+    logits: torch.Tensor
+
+
+def test_classes_come_last_in_the_logits_of_an_output_also_where_shapes_fit_both_ways():
+    logits, target = torch.linspace(-3, 3, 4 * 6 * 6).sin().reshape(4, 6, 6), torch.arange(24).reshape(4, 6) % 6
+    by_hand = torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(4, 6)
+    torch.testing.assert_close(cross_entropy(Logits(logits), target), by_hand)
+    one_less, classes = logits[..., :5], target.clamp(max=4)
+    torch.testing.assert_close(cross_entropy(one_less, classes), cross_entropy(Logits(one_less), classes))
+    usual = torch.nn.functional.cross_entropy(logits, target, reduction="none")
+    assert torch.equal(cross_entropy(logits, target), usual)
+
+
+def test_masked_targets_do_not_count():
+    x, y = torch.linspace(-1, 1, 20).reshape(10, 2), torch.arange(10) % 3
+    y[::2] = -100
+    torch.manual_seed(0)
+    module = nn.Linear(2, 3)
+    f, theta = Objective.from_module(module, cross_entropy, (x, y))
+    assert f.value(theta) == pytest.approx(torch.nn.functional.cross_entropy(module(x), y).item(), rel=1e-6)
