@@ -300,7 +300,10 @@ def test_minimizers_of_other_data_are_refused(tmp_path: Path) -> None:
 # What people see
 
 
-def test_the_command_prints_pairs_numbers_and_sentences(foreign: Foreign, tmp_path: Path) -> None:
+def test_the_command_prints_pairs_numbers_and_sentences(
+    foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # room for the long names of temporary folders
     sets = sets_of(foreign)
     command = ("compare", foreign.folder / "SB-*.pt", foreign.folder / "LB-*.pt", *QUICK)
     options = ("--problem", foreign.problem("function"), "--out", tmp_path / "out")

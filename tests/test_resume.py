@@ -233,7 +233,7 @@ def test_an_analysis_is_read_back_and_another_is_refused(foreign: Foreign, tmp_p
     assert snapshot(tmp_path / "out") == before
     assert refused(invoke(*command, "--k", "2"), 2, "plan.eigenpairs (1 there, 2 here)")
     foreign.save("w.pt", change=lambda tensor: 2 * tensor)
-    assert refused(invoke(*command), 2, "theta.w")
+    assert refused(invoke(*command), 2, "checkpoints.w")
     assert snapshot(tmp_path / "out") == before
 
 

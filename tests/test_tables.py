@@ -201,7 +201,7 @@ def test_a_faulty_csv_file_is_refused_by_name_and_place(tmp_path, fault):
 
 
 def test_a_regression_target_is_told_what_tables_are_for(tmp_path):
-    with pytest.raises(DataError, match=r"got '480.48'. Tables are for classification"):
+    with pytest.raises(DataError, match=r"got '480.48'. Number the classes; for a quantity name the data regression"):
         load_table(csv_file(tmp_path, lines(targets=[480.48] * ROWS)))
 
 
@@ -209,7 +209,10 @@ def test_the_real_power_plant_is_a_regression(real_data):
     file = real_data / "tables" / "power_plant.csv"
     if not file.exists():
         pytest.skip(f"no {file}")
-    with pytest.raises(DataError, match=r"power_plant.csv, line 2: .* got '480.48'. Tables are for classification"):
+    with pytest.raises(
+        DataError,
+        match=r"power_plant.csv, line 2: .* got '480.48'. Number the classes; for a quantity name the data regression",
+    ):
         load_table(file)
 
 

@@ -84,7 +84,7 @@ def analyze(
         if layers:
             terminal.table("", LAYERS_HEAD, layer_rows(load(out / name / "layers.h5")))
         for remark in numbers["remarks"]:
-            terminal.warn(remark)
+            terminal.warn(f"{name}: {remark}")
     terminal.say(f"Results in {out}, figures in {out / 'figures'}")
     terminal.result({"out": str(out), "checkpoints": results})
 

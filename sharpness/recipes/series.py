@@ -86,7 +86,7 @@ def follow_checkpoints(
     configuration = {"command": "trajectory", **about, **shared.identity, **settings, **place}
     claim(out, configuration, {"plan": defaults_of(plan)})
     report("checks")
-    remarks = shared.remarks(steps.files[-1], seed)
+    remarks = [f"{steps.files[-1]}: {remark}" for remark in shared.remarks(steps.files[-1], seed)]
     begun = _template(shared, steps, plan, probes, learning_rate)
     walk = _Walk(shared, steps, plan, out, shared.point(steps.files[0]).theta, probes, seed, report)
     found = along(out / "trajectory.h5", begun, walk.row, silent)  # each stage of each row reports itself

@@ -82,7 +82,7 @@ def compare_checkpoints(
     configuration = {"command": "compare", **about, **shared.identity, **settings, **place}
     claim(out, configuration, {"plan": defaults_of(plan)})
     report("checks")
-    remarks = [remark for path in members.values() for remark in shared.remarks(path, seed)]
+    remarks = [f"{path}: {remark}" for path in members.values() for remark in shared.remarks(path, seed)]
     folders = {name: folder_names(paths) for name, paths in sets.items()}
     found = {}
     for number, name in members:

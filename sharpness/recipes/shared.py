@@ -71,7 +71,7 @@ class SharedProblem:
         """What is worth saying of a checkpoint before it is measured: of how it was read, and of what it is."""
         told: list[str] = []
         checks = check_quickly(self.part, self._read(path, told), seed=seed)
-        return [f"{path}: {remark}" for remark in (*told, *checks)]
+        return [*told, *map(str, checks)]
 
     def _read(self, path: Path, told: list[str]) -> Point:
         problem = self.problem
