@@ -691,7 +691,7 @@ def test_another_option_is_another_configuration(options: tuple[Any, ...], diffe
 def test_other_checkpoints_are_another_configuration(scenes: Scenes) -> None:
     for checkpoints in ((LB, SB), (SB, START)):
         command = ("landscape", *scenes.files(*checkpoints), *CASES["line"].options, "--out", scenes.of("line"))
-        assert refused(invoke(*command), 2, "theta (['", "Choose another --out")
+        assert refused(invoke(*command), 2, "checkpoints (['", "Choose another --out")
 
 
 def test_a_plane_in_progress_can_be_drawn_and_has_one_writer(scenes: Scenes, tmp_path: Path) -> None:

@@ -1019,3 +1019,49 @@ def test_masked_targets_do_not_count():
     module = nn.Linear(2, 3)
     f, theta = Objective.from_module(module, cross_entropy, (x, y))
     assert f.value(theta) == pytest.approx(torch.nn.functional.cross_entropy(module(x), y).item(), rel=1e-6)
+
+
+def test_a_mean_over_batches_of_other_lengths_is_refused_where_their_targets_are_not_as_many():
+    x = torch.linspace(-1, 1, 12).reshape(6, 2)
+    batches = [(x, torch.zeros(6, 2)), (x, torch.zeros(6, 5))]
+
+    class Repeated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, inputs):
+            return (inputs @ self.weight)[:, None]
+
+    def mean(output, target):
+        return (output - target).square().mean()
+
+    with pytest.raises(
+        UnsupportedModelError, match="as many targets for each example in every batch; there are 2 to 5"
+    ):
+        Objective.from_module(Repeated(), mean, batches)
+    f, theta = Objective.from_module(Repeated(), lambda o, t: (o - t).square(), batches)
+    assert f.value(theta) == pytest.approx((x.sum(1) ** 2).mean().item())
+    masked = [(x, torch.tensor([0, 1, 0, 1, 0, 1])), (x, torch.tensor([0, 1, -100, -100, -100, -100]))]
+    with pytest.raises(UnsupportedModelError):
+        Objective.from_module(nn.Linear(2, 2), nn.CrossEntropyLoss(), masked)
+
+
+def test_the_accuracy_of_a_loss_of_ones_own_over_sequences_is_not_guessed():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(5, 5)
+
+        def forward(self, tokens):
+            return Logits(self.table(tokens))
+
+    tokens = torch.arange(24).reshape(4, 6) % 5
+
+    def shifted(output, target):
+        return F.cross_entropy(output.logits[:, :-1].transpose(1, 2), target[:, 1:], reduction="none")
+
+    f, theta = Objective.from_module(Model(), shifted, (tokens, tokens))
+    assert math.isnan(f.evaluate(theta).accuracy)
+    g, theta = Objective.from_module(Model(), cross_entropy, (tokens, tokens))
+    assert 0 <= g.evaluate(theta).accuracy <= 1

@@ -33,6 +33,8 @@ def figures(
     known = FORMATS if named else (*FORMATS, *MOVING)
     if not set(wanted) <= set(known):
         raise ShapeError(f"expected --format {', '.join(known)}; got {', '.join(wanted)}")
+    if common.out is not None and not named:
+        raise ShapeError("expected --out with a figure by name; those of a run go beside its results, in figures/")
     terminal.report("figures")
     if named:
         written = draw_paper(path, runs, common.out or runs / "figures", wanted)

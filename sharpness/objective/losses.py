@@ -14,10 +14,10 @@ from sharpness.errors import UnsupportedModelError
 MASKED = -100  # PyTorch's default ignore_index
 
 
-def cross_entropy(output: Any, target: torch.Tensor) -> Any:
+def cross_entropy(output: Any, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of each target in nats, of shape (N, …), not averaged.
 
-    Where some targets are -100, PyTorch's mark of what does not count, the pair (sum, number) of those that do.
+    It is 0 where the target is -100, PyTorch's mark of what does not count; an objective does not count those.
 
     Args:
         output: logits of shape (N, classes, …); or, as language models give them, (N, …, classes); or anything that has
@@ -27,9 +27,7 @@ def cross_entropy(output: Any, target: torch.Tensor) -> Any:
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([0, 3]))  # ln 4
     tensor([1.3863, 1.3863])
     """
-    losses = F.cross_entropy(logits_of(output, target), target, reduction="none", ignore_index=MASKED)
-    counted = target != MASKED
-    return losses if bool(counted.all()) else (losses.sum(dtype=torch.float64), counted.sum())
+    return F.cross_entropy(logits_of(output, target), target, reduction="none", ignore_index=MASKED)
 
 
 def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -105,7 +103,12 @@ class BatchLoss:
         if result.ndim == 0:
             weight = length(batch) if self.weight is None else self.weight(batch)
             return Term(result * weight, weight, output)
-        weight = result.numel() if self.weight is None else self.weight(batch)
+        if self.weight is not None:
+            weight = self.weight(batch)
+        elif self.loss is cross_entropy:
+            weight = (batch[-1] != MASKED).sum()
+        else:
+            weight = result.numel()
         return Term(result.sum(dtype=torch.float64), weight, output)
 
     def each(self, model: Callable[..., Any], batch: Any) -> torch.Tensor | None:
@@ -127,6 +130,19 @@ class BatchLoss:
         *inputs, _ = batch
         named = len(inputs) == 1 and isinstance(inputs[0], Mapping)
         return model(**inputs[0]) if named else model(*inputs)
+
+    def averages(self, model: Callable[..., Any], batch: Any) -> bool:
+        """Whether it gives a mean over the batch whose weight nothing says."""
+        _, result = self._apply(model, batch)
+        return self.weight is None and isinstance(result, torch.Tensor) and result.ndim == 0
+
+    def correct(self, output: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """``correct``, but None where the loss may compare each output with another target, as with the next one."""
+        target = None if isinstance(batch, Mapping) else batch[-1]
+        usual = isinstance(output, torch.Tensor) or self.loss is cross_entropy
+        if isinstance(target, torch.Tensor) and target.ndim > 1 and not usual:
+            return None
+        return correct(output, batch)
 
     def _apply(self, model: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
         output = self.output(model, batch)

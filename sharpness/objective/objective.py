@@ -20,7 +20,7 @@ from sharpness.objective.losses import BatchLoss, Evaluation, Term, length
 from sharpness.objective.snapshot import Snapshot
 from sharpness.objective.stack import Stack
 from sharpness.objective.terms import Terms
-from sharpness.objective.verify import verify
+from sharpness.objective.verify import verify, verify_counts
 from sharpness.params import ParamSpace, Point, as_point
 from sharpness.random import preserved_random_state
 
@@ -398,3 +398,5 @@ class Objective:
         with torch.no_grad(), preserved_random_state(), exact_arithmetic(self.device), Kernels("torch"):
             adds_up = not any(layer.running_mean is None for layer in self._snapshot.batchnorm_layers.values())
             self._snapshot.draws = verify(term, self._batches, self.chunks, dtype=self.dtype, adds_up=adds_up)
+            if adds_up and self._loss.averages(term.args[0], self.few):
+                verify_counts(self.chunks)

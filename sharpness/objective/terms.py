@@ -13,7 +13,7 @@ from torch import nn
 from sharpness.errors import UnsupportedModelError
 from sharpness.objective.execution import exact_arithmetic, saved_bytes
 from sharpness.objective.kernels import Kernels
-from sharpness.objective.losses import BatchLoss, Term, correct, length
+from sharpness.objective.losses import BatchLoss, Term, length
 from sharpness.objective.snapshot import Snapshot
 from sharpness.params import ParamSpace
 from sharpness.random import preserved_random_state
@@ -67,7 +67,11 @@ class Terms:
         """Σ losses and Σ weights of one chunk in float64, hits and how many could be."""
         term = self(chunk, parameters, buffers, kernels)
         total = term.total.double()
-        return total, total.new_tensor(1.0) * term.weight, *(correct(term.output, chunk) or (total.new_zeros(()),) * 2)
+        return (
+            total,
+            total.new_tensor(1.0) * term.weight,
+            *(self._loss.correct(term.output, chunk) or (total.new_zeros(()),) * 2),
+        )
 
     def losses(
         self, chunk: Any, parameters: Sequence[torch.Tensor], buffers: Mapping[str, torch.Tensor] | None

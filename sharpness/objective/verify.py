@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from sharpness.errors import NonDeterministicError, NonFiniteError, UnsupportedModelError
 from sharpness.objective.batches import chunked, joined
-from sharpness.objective.losses import Term, length
+from sharpness.objective.losses import MASKED, Term, length
 from sharpness.random import random_state
 
 ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -39,6 +39,26 @@ def verify(
     some = (chunked([chunk], CHECKED_EXAMPLES)[0] for chunk in chunks[step::step])
     verify_split(term, [sample, *some], dtype)
     return draws
+
+
+def verify_counts(chunks: Sequence[Any]) -> None:
+    """As many targets for each example in every chunk: a mean over a chunk cannot be weighed otherwise."""
+    shares = [share for share in map(_targets_each, chunks) if share is not None]
+    if shares and max(shares) - min(shares) > 1e-9 * max(shares):
+        raise UnsupportedModelError(
+            f"expected as many targets for each example in every batch; there are {min(shares):.6g} to "
+            f"{max(shares):.6g}, and the loss gives a mean, which would count short or masked batches as much as "
+            "others. Return per-example losses (reduction='none') or a pair (sum, weight), or pass weight=."
+        )
+
+
+def _targets_each(chunk: Any) -> float | None:
+    """Targets that are not masked, for each example; None where there are none to count."""
+    targets = chunk.get("labels") if isinstance(chunk, Mapping) else chunk[-1]
+    if not isinstance(targets, torch.Tensor) or targets.ndim == 0:
+        return None
+    counted = targets.numel() if targets.is_floating_point() else int((targets != MASKED).sum())
+    return counted / len(targets)
 
 
 def verify_answer(term: Callable[[Any], Term], sample: Any, dtype: torch.dtype) -> None:

@@ -234,8 +234,9 @@ def _members(sets: Mapping[str, Sequence[Path]], paired: bool) -> dict[Place, Pa
 def _check_distinct(members: Mapping[Place, Path], thetas: Mapping[Place, str]) -> None:
     """That no weights come twice: they would count twice."""
     often = Counter(thetas.values())
-    if twice := [str(members[place]) for place, theta in thetas.items() if often[theta] > 1]:
-        raise ShapeError(f"expected distinct checkpoints; got the same weights in {' and '.join(twice[:2])}")
+    if repeated := [theta for theta, times in often.items() if times > 1]:
+        twice = [str(members[place]) for place, theta in thetas.items() if theta == repeated[0]]
+        raise ShapeError(f"expected distinct checkpoints; got the same weights in {' and '.join(twice)}")
 
 
 def _is_model(path: Path) -> bool:
