@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sharpness.cli.origin import Origin
+from sharpness.cli.origin import Examples, Origin, Parameters, Restarts, Tolerance
 from sharpness.cli.tables import (
     LAYERS_HEAD,
     SHARPNESS_HEAD,
@@ -21,7 +21,6 @@ from sharpness.errors import ShapeError
 
 app = typer.Typer()
 CHECKPOINTS = "Your checkpoints"  # the group in the help
-Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.", min=0)]
 
 
 @command(app, group=CHECKPOINTS)
@@ -34,17 +33,14 @@ def analyze(
     ],
     origin: Origin,
     k: Annotated[int, typer.Option(help="Eigenpairs from the top of the spectrum.")] = 5,
-    tolerance: Annotated[float, typer.Option(help="Residual relative to the largest |λ|.")] = 1e-3,
+    tolerance: Tolerance = 1e-3,
     epsilon: Annotated[
         list[float] | None, typer.Option(help="ε of the box, repeatable.", show_default="1e-3 5e-4")
     ] = None,
     subspace: Annotated[int, typer.Option(help="Dimension of the random subspace; 0 leaves it out.")] = 100,
-    restarts: Annotated[int, typer.Option(help="Starts of each maximiser.")] = 2,
+    restarts: Restarts = 2,
     density: Annotated[int, typer.Option(help="Probes of the spectral density, 80 products each; 0: none.")] = 0,
-    parameters: Annotated[
-        list[str] | None,
-        typer.Option(help="Measure over the parameters of this pattern alone, the others held; repeatable."),
-    ] = None,
+    parameters: Parameters = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also λmax, trace and norms of each layer alone.")] = False,
     examples: Examples = 0,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The options that say what checkpoints belong to."""
+"""The options that the commands for checkpoints share: what these belong to, and how they are measured."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,14 @@ DataDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the original data files, or your table or text; else SHARPNESS_DATA."),
 ]
+
+Tolerance = Annotated[float, typer.Option(help="Residual relative to the largest |λ|.")]
+Restarts = Annotated[int, typer.Option(help="Starts of each maximiser.")]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option(help="Measure over the parameters of this pattern alone, the others held; repeatable."),
+]
+Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.", min=0)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sharpness.cli.origin import Origin
+from sharpness.cli.origin import Examples, Origin, Parameters, Restarts, Tolerance
 from sharpness.cli.tables import grouped
 from sharpness.cli.terminal import Common, Terminal, command
 from sharpness.records import Comparison, Trajectory, settings, variables
@@ -15,14 +15,7 @@ app = typer.Typer()
 CHECKPOINTS = "Your checkpoints"  # the group in the help
 Set = "a folder, a file, or a pattern in quotes ('runs/seed-*/{}/minimizer.safetensors')"
 
-Tolerance = Annotated[float, typer.Option(help="Residual relative to the largest |λ|.")]
 Probes = Annotated[int, typer.Option(help="Random vectors for each trace, the same everywhere.", min=2)]
-Restarts = Annotated[int, typer.Option(help="Starts of each maximiser.")]
-Parameters = Annotated[
-    list[str] | None,
-    typer.Option(help="Measure over the parameters of this pattern alone, the others held; repeatable."),
-]
-Examples = Annotated[int, typer.Option(help="Measure on the first so many training examples; 0 is all.", min=0)]
 
 
 @command(app, group=CHECKPOINTS)
